@@ -1,0 +1,5 @@
+"""Models whose answers are known exactly: the oracles that samplers are tested against."""
+
+from .bayes_net import BayesNet as BayesNet
+from .hmm import HiddenMarkovModel as HiddenMarkovModel
+from .linear_gaussian import LinearGaussian as LinearGaussian

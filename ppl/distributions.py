@@ -1,0 +1,181 @@
+"""Distributions at sites: NumPyro's as they are, and `Token` for large vocabularies."""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from numpyro.distributions import constraints
+
+from .inverse_cdf import inverse_cdf
+
+
+class Token(dist.Distribution):
+    """A categorical distribution made for vocabularies: masked, drawn with two uniforms.
+
+    `logits` [..., V] are unnormalised, nats; tokens where `mask` [..., V] is false, or whose logit is -inf, have
+    probability zero and are never drawn. A draw inverts the cumulative sum in two levels, block and token
+    within the block, with independent uniforms, so that float32's 23 bits limit neither (tokens of
+    probability below 1e-6 come up at their rate). If every token is masked the distribution is empty: the
+    draw is token 0 with log-probability -inf, which gives a particle weight zero.
+    """
+
+    arg_constraints = {"logits": constraints.real_vector}
+    pytree_data_fields = ("logits", "_mask")
+    has_enumerate_support = True
+
+    def __init__(
+        self,
+        logits: Float[Array, "*batch v"],
+        mask: Bool[Array, "*#batch v"] | None = None,
+        *,
+        validate_args=None,
+    ):
+        logits = jnp.asarray(logits)
+        if logits.ndim == 0 or logits.shape[-1] == 0:
+            raise ValueError(
+                f"Token needs logits of shape [..., vocabulary] with a non-empty vocabulary, got {logits.shape}"
+            )
+        if mask is not None and jnp.shape(mask)[-1:] != logits.shape[-1:]:
+            raise ValueError(
+                f"the mask has shape {jnp.shape(mask)} but the logits {logits.shape}: give one boolean a token"
+            )
+        self.logits, self._mask = logits, mask
+        super().__init__(batch_shape=logits.shape[:-1], validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self):
+        """Tokens 0 .. V-1."""
+        return constraints.integer_interval(0, self.logits.shape[-1] - 1)
+
+    def _allowed(self):
+        logits = self.logits
+        if self._mask is not None:
+            mask = jnp.broadcast_to(self._mask, logits.shape)
+            logits = jnp.where(mask, logits, -jnp.inf)
+        return logits
+
+    def _blocks(self):
+        """Weights in blocks [..., blocks, size] relative to the largest logit, and that logit."""
+        logits = self._allowed()
+        top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+        top = jnp.where(jnp.isneginf(top), jnp.zeros_like(top), top)
+        weights = jnp.exp(logits - top)
+        n = weights.shape[-1]
+        size = _block_size(n)
+        pad = [(0, 0)] * (weights.ndim - 1) + [(0, -n % size)]
+        blocks = jnp.pad(weights, pad).reshape(*weights.shape[:-1], -1, size)
+        return blocks, top[..., 0]
+
+    @property
+    def log_normalizer(self) -> Float[Array, "*batch"]:
+        """Log of the sum of exp(logits) over the unmasked tokens, nats: the mass that the mask leaves."""
+        blocks, top = self._blocks()
+        return jnp.log(blocks.sum(-1).sum(-1)) + top
+
+    def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Int[Array, "..."]:
+        """Draws [sample_shape, batch], int32."""
+        blocks, _ = self._blocks()
+        shape = sample_shape + self.batch_shape
+        blocks = jnp.broadcast_to(blocks, shape + blocks.shape[-2:])
+        u = jax.random.uniform(key, (2, *shape), dtype=blocks.dtype)
+        block = inverse_cdf(blocks.sum(-1), u[0])
+        inside = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
+        token = block * blocks.shape[-1] + inverse_cdf(inside, u[1])
+        empty = blocks.sum(-1).sum(-1) == 0
+        return jnp.where(empty, jnp.zeros_like(token), token)
+
+    def log_prob(self, value: Int[Array, "..."], intermediates=None) -> Float[Array, "..."]:
+        """Log-probability in nats; -inf for a masked token and throughout an empty distribution."""
+        logits = self._allowed()
+        value = jnp.asarray(value)
+        shape = jnp.broadcast_shapes(value.shape, self.batch_shape)
+        logits = jnp.broadcast_to(logits, shape + logits.shape[-1:])
+        index = jnp.broadcast_to(value, shape)[..., None]
+        at = jnp.take_along_axis(logits, index, axis=-1, mode="clip")[..., 0]
+        safe = jnp.where(jnp.isneginf(at), jnp.zeros_like(at), at)
+        normalizer = jnp.broadcast_to(self.log_normalizer, shape)
+        return jnp.where(jnp.isneginf(at), -jnp.inf, safe - normalizer)
+
+    def enumerate_support(self, expand: bool = True) -> Int[Array, "v *batch"]:
+        """All tokens along a new leading axis."""
+        n = self.logits.shape[-1]
+        values = jnp.arange(n, dtype=jnp.int32).reshape((n,) + (1,) * len(self.batch_shape))
+        return jnp.broadcast_to(values, (n, *self.batch_shape)) if expand else values
+
+
+def _block_size(n: int) -> int:
+    size = 1
+    while size * size < n:
+        size *= 2
+    return size
+
+
+def third_party(fn):
+    """Run under JAX's standard promotion, which some NumPyro distributions need."""
+
+    @functools.wraps(fn)
+    def wrapped(*args, **kwargs):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(jax.numpy_dtype_promotion("standard"))
+            stack.enter_context(jax.numpy_rank_promotion("allow"))
+            return fn(*args, **kwargs)
+
+    return wrapped
+
+
+@third_party
+def draw(d: dist.Distribution, key: PRNGKeyArray) -> Array:
+    """One draw, of shape batch + event."""
+    return d.sample(key)
+
+
+@third_party
+def drawn_like(d: dist.Distribution) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a draw."""
+    return jax.eval_shape(d.sample, jax.random.key(0))
+
+
+@third_party
+def log_density(d: dist.Distribution, value: Array, *, check: bool) -> Float[Array, ""]:
+    """Log density summed over the batch, nats; with `check`, -inf where the value is outside the support."""
+    if not check or not _checkable(d.support):
+        return jnp.sum(d.log_prob(value))
+    inside = d.support(value)
+    # The inside of the support stands in for a value outside, so that no gradient is NaN.
+    feasible = d.support.feasible_like(value)
+    log_prob = d.log_prob(jnp.where(inside, value, feasible))
+    return jnp.sum(jnp.where(inside, log_prob, -jnp.inf))
+
+
+def _checkable(support) -> bool:
+    """Scalar supports other than the whole line: tests such as 'is a simplex' depend on rounding."""
+    return (
+        support is not None
+        and getattr(support, "event_dim", 1) == 0
+        and support is not constraints.real
+    )
+
+
+@third_party
+def finite_support(d: dist.Distribution) -> Array | None:
+    """All values of a draw along a new leading axis (the product over the batch), or None if not finite."""
+    if not d.has_enumerate_support:
+        return None
+    try:
+        values = d.enumerate_support(expand=False)
+    except NotImplementedError:
+        return None
+    like = drawn_like(d)
+    size, n = values.shape[0], max(1, _prod(d.batch_shape))
+    flat = values.reshape(size, *d.event_shape) if _prod(values.shape[1:]) == _prod(d.event_shape) else None
+    if flat is None:
+        return None
+    digits = jnp.stack(jnp.meshgrid(*[jnp.arange(size)] * n, indexing="ij"), -1).reshape(-1, n)
+    return flat[digits].reshape(-1, *like.shape).astype(like.dtype)
+
+
+def _prod(shape) -> int:
+    return functools.reduce(lambda a, b: a * b, shape, 1)

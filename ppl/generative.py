@@ -1,0 +1,193 @@
+"""The generative-function interface: six operations, all defined from one run with some sites given.
+
+A generative function with args a has an unnormalised density over choices x: the product of its sites'
+densities p(x; a), `score`, times exp(log_weight), the product of its `observe` and `factor` terms. A run
+with some sites given draws the rest from p one after the other; every operation is such a run and a
+difference of log densities. Terminology: Cusumano-Towner et al. 2019, "Gen", section 3.
+"""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from .partial import Choices, Given, Partial, as_given, overlay, total, walk
+from .selection import Selection
+from .trace import Trace
+
+
+class Request(eqx.Module):
+    """How to run: static, handed down to every callee.
+
+    `complete`: a site without a value is an error. `support`: also report each site's finite support.
+    `where`: the calls we are in, for messages.
+    """
+
+    complete: bool = eqx.field(static=True, default=False)
+    support: bool = eqx.field(static=True, default=False)
+    where: tuple[str, ...] = eqx.field(static=True, default=())
+
+    def inside(self, name: str) -> "Request":
+        """The request for a callee."""
+        return Request(self.complete, self.support, (*self.where, name))
+
+
+class Outcome(eqx.Module):
+    """What a run produced; the fields are those of `Trace`, and per site the finite support if asked."""
+
+    choices: Choices
+    log_probs: Any
+    active: Any
+    log_weight: Float[Array, "..."]
+    retval: PyTree
+    support: Any = None
+
+    def trace(self) -> Trace:
+        """The trace of this run."""
+        return Trace(
+            self.choices, total(self.log_probs), self.log_weight, self.retval, self.log_probs, self.active
+        )
+
+
+class GenerativeFunction(eqx.Module):
+    """A program, a combinator or a `StateSpace`: anything that can be run with some of its sites given."""
+
+    @abc.abstractmethod
+    def run(
+        self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = Request()
+    ) -> Outcome:
+        """Run with the `given` sites fixed and the others drawn from their distributions.
+
+        The primitive that combinators implement; programs and users call the operations below.
+        """
+
+    def simulate(self, key: PRNGKeyArray, *args: PyTree) -> Trace:
+        """Draw from the program's prior; `observe` and `factor` are weighed into `log_weight`, not sampled."""
+        return self.run(key, {}, args).trace()
+
+    def assess(
+        self, choices: Choices, *args: PyTree, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, ""], PyTree]:
+        """Log of the unnormalised density at `choices` (score + log_weight, nats), and the return value.
+
+        Every site needs a value. Where a density is only estimated (`marginal`, `normalize`) a key is
+        needed and the exponential of the result is an unbiased estimate.
+        """
+        out = self.run(key, as_given(choices), args, Request(complete=True))
+        return total(out.log_probs) + out.log_weight, out.retval
+
+    def generate(
+        self, key: PRNGKeyArray, constraints: Choices, *args: PyTree
+    ) -> tuple[Trace, Float[Array, ""]]:
+        """Draw the unconstrained sites from their distributions given what precedes them.
+
+        Law: E[exp(log_w) f(choices)] is the sum over all x that agree with the constraints of
+        exp(assess(x)) f(x). log_w = log density of the constrained sites + log_weight.
+        """
+        given = as_given(constraints)
+        out = self.run(key, given, args)
+        trace = out.trace()
+        return trace, _given_score(out, given) + out.log_weight
+
+    def update(
+        self, key: PRNGKeyArray, trace: Trace, choices: Choices, *args: PyTree
+    ) -> tuple[Trace, Float[Array, ""], Choices]:
+        """Change some choices, and the args; sites that did not happen before are drawn.
+
+        Returns the new trace, log_w = log density(new) - log density of what was newly drawn
+        - log density(old), and the replaced choices, which `update` takes back to the old trace.
+        """
+        changes = as_given(choices)
+        given = overlay(changes, kept(trace))
+        out = self.run(key, given, args)
+        log_w = _given_score(out, given) + out.log_weight - trace.score - trace.log_weight
+        return out.trace(), log_w, _replaced(trace, changes, out)
+
+    def regenerate(
+        self, key: PRNGKeyArray, trace: Trace, selection: Selection, *args: PyTree
+    ) -> tuple[Trace, Float[Array, ""]]:
+        """Draw the selected choices anew from their distributions and keep the rest.
+
+        log_w is the log Metropolis-Hastings ratio of this move: densities of fresh draws, forward and in
+        reverse, have cancelled. Estimated densities of the old trace are the stored ones (pseudo-marginal).
+        """
+        masks = selection.masks(trace.log_probs)
+        given = kept(trace, masks)
+        out = self.run(key, given, args)
+        # In reverse, what is selected or did not happen in the new trace is drawn.
+        still = walk(_conserved, trace.log_probs, masks, out.active)
+        log_w = _given_score(out, given) + out.log_weight
+        return out.trace(), log_w - total(trace.log_probs, still) - trace.log_weight
+
+    def project(self, trace: Trace, selection: Selection, *args: PyTree) -> Float[Array, ""]:
+        """Log density of the selected choices within the trace, nats: the part of `score` they stand for.
+
+        `args` are those the trace was made with; the densities come from the trace, estimates included.
+        """
+        return total(trace.log_probs, selection.masks(trace.log_probs))
+
+
+def kept(trace: Trace, drop: Any = None) -> Given:
+    """The trace's choices as given values where they happened, without those in the masks `drop`."""
+
+    def leaf(_, log_prob, value, active, dropped):
+        if dropped is True:
+            return None
+        mask = None if dropped in (None, False) else ~dropped
+        if active is not None:
+            mask = active if mask is None else mask & active
+        return Partial(value, mask)
+
+    return _prune(walk(leaf, trace.log_probs, trace.choices, trace.active, drop or {}))
+
+
+def given_masks(log_probs: Any, given: Given) -> Any:
+    """Per site: was it given (True, False or a boolean array over instances)?"""
+
+    def leaf(_, log_prob, node):
+        if node is None:
+            return False
+        mask = jax.tree.leaves(node, is_leaf=lambda x: isinstance(x, Partial))[0].mask
+        return True if mask is None else mask
+
+    return walk(leaf, log_probs, given)
+
+
+def _given_score(out: Outcome, given: Given) -> Float[Array, ""]:
+    return total(out.log_probs, given_masks(out.log_probs, given))
+
+
+def _conserved(_, log_prob, selected, active):
+    if selected is True:
+        return False
+    if selected is False:
+        return True if active is None else active
+    return ~selected if active is None else ~selected & active
+
+
+def _replaced(trace: Trace, changes: Given, out: Outcome) -> Choices:
+    """Old values of the changed sites, and of those that no longer happen."""
+
+    def leaf(_, log_prob, value, changed, before, after):
+        if before is None:
+            return None if changed is None else value
+        gone = jnp.zeros_like(before) if changed is not None else after
+        return Partial(value, before & ~gone)
+
+    return _prune(
+        walk(leaf, trace.log_probs, trace.choices, changes, trace.active, out.active)
+    )
+
+
+def _prune(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    out = {name: _prune(child) for name, child in tree.items()}
+    return {name: child for name, child in out.items() if child is not None and not _empty(child)}
+
+
+def _empty(tree: Any) -> bool:
+    return isinstance(tree, dict) and not tree

@@ -1,0 +1,120 @@
+"""Values for some sites of a program: nested dicts whose leaves are `Partial`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+Choices = dict[str, Any]
+"""Nested dict from site name to value; under `vmap` and `scan` the values have leading instance axes."""
+
+Given = dict[str, Any]
+"""Nested dict from site name to `Partial`."""
+
+
+class Partial(eqx.Module):
+    """A value for a site, given where `mask` is true and left to be drawn elsewhere.
+
+    `mask` ranges over the instance axes of the site (those added by `vmap`, `scan` and time), or is None:
+    given everywhere. A `Partial` may stand wherever a constraint is expected:
+    `{"token": ppl.Partial(tokens, jnp.arange(64) < 5)}` fixes the first five tokens.
+    """
+
+    value: PyTree
+    mask: Bool[Array, "..."] | None = None
+
+
+def is_partial(x) -> bool:
+    """True for a `Partial` node, for use as `is_leaf`."""
+    return isinstance(x, Partial)
+
+
+def as_given(choices: Choices | None) -> Given:
+    """Choices with every value wrapped as a `Partial`."""
+    if not choices:
+        return {}
+
+    def wrap(node):
+        if isinstance(node, Partial):
+            return Partial(jax.tree.map(jnp.asarray, node.value), node.mask)
+        if isinstance(node, dict):
+            return {name: wrap(child) for name, child in node.items()}
+        return Partial(jax.tree.map(jnp.asarray, node))
+
+    return wrap(choices)
+
+
+def as_value(node) -> Partial:
+    """One `Partial` for a site whose value is a tree, from the tree of `Partial`s given for it."""
+    if isinstance(node, Partial):
+        return node
+    leaves = jax.tree.leaves(node, is_leaf=is_partial)
+    mask = leaves[0].mask if leaves else None
+    return Partial(jax.tree.map(lambda p: p.value, node, is_leaf=is_partial), mask)
+
+
+def overlay(given: Given, below: Given) -> Given:
+    """`given` laid over `below`: where both have a value the first counts."""
+    out = dict(below)
+    for name, node in given.items():
+        if name not in below:
+            out[name] = node
+        elif isinstance(node, dict) and isinstance(below[name], dict):
+            out[name] = overlay(node, below[name])
+        else:
+            out[name] = _overlay_leaf(as_value(node), as_value(below[name]))
+    return out
+
+
+def _overlay_leaf(top: Partial, below: Partial) -> Partial:
+    if top.mask is None:
+        return top
+    value = jax.tree.map(lambda a, b: where_leading(top.mask, a, b), top.value, below.value)
+    return Partial(value, None if below.mask is None else top.mask | below.mask)
+
+
+def where_leading(mask: Bool[Array, "..."], x: PyTree, y: PyTree) -> PyTree:
+    """`where` with a mask over the leading axes of every leaf (typed keys included)."""
+
+    def pick(a, b):
+        a, b = jnp.asarray(a), jnp.asarray(b)
+        return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)
+
+    return jax.tree.map(pick, x, y)
+
+
+def walk(fn: Callable, log_probs: Any, *trees: Any, path: tuple[str, ...] = ()) -> Any:
+    """Map `fn(path, log_prob, *nodes)` over the sites of a program.
+
+    The sites are the leaves of `log_probs`; in the other trees a missing node is None.
+    """
+    if not isinstance(log_probs, dict):
+        return fn(path, log_probs, *trees)
+    children = [tree if isinstance(tree, dict) else {} for tree in trees]
+    return {
+        name: walk(fn, child, *(c.get(name) for c in children), path=(*path, name))
+        for name, child in log_probs.items()
+    }
+
+
+def total(log_probs: Any, mask: Any = None) -> Float[Array, ""]:
+    """Sum of the log densities of all site instances, or of those where `mask` holds.
+
+    `mask` is a tree parallel to `log_probs` with leaves True, False or boolean arrays over the instances.
+    """
+    terms: list = []
+
+    def add(_, log_prob, keep):
+        if keep is False:
+            return
+        kept = log_prob if keep is True else where_leading(keep, log_prob, jnp.zeros_like(log_prob))
+        terms.append(jnp.sum(kept))
+
+    if mask is None:
+        walk(lambda path, lp: add(path, lp, True), log_probs)
+    else:
+        walk(add, log_probs, mask)
+    return sum(terms[1:], terms[0]) if terms else jnp.zeros(())

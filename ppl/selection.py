@@ -1,0 +1,107 @@
+"""Which choices: an algebra of names and of ranges over the leading (time) axis."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from .partial import walk
+
+Mask = Any  # True, False, or a boolean array over the leading instance axes
+Address = str | tuple[str, ...]
+
+
+class Selection(eqx.Module):
+    """A set of choices. Combine with `|`, `&`, `~`; restrict to steps with `[t:]`, `[:t]`, `[t]`."""
+
+    @abc.abstractmethod
+    def mask(self, path: tuple[str, ...], shape: tuple[int, ...]) -> Mask:
+        """Membership of the instances (axes `shape`) of the site at `path`."""
+
+    def masks(self, log_probs: Any) -> Any:
+        """The membership masks of all sites, parallel to `log_probs`."""
+        return walk(lambda path, lp: self.mask(path, jnp.shape(lp)), log_probs)
+
+    def __or__(self, other: "Selection") -> "Selection":
+        return _Or(self, other)
+
+    def __and__(self, other: "Selection") -> "Selection":
+        return ~(~self | ~other)
+
+    def __invert__(self) -> "Selection":
+        return _Not(self)
+
+    def __getitem__(self, index) -> "Selection":
+        if isinstance(index, slice):
+            if index.step is not None:
+                raise ValueError("a selection takes no stride: write sel[start:stop]")
+            return _Range(self, *(None if i is None else jnp.asarray(i, int) for i in (index.start, index.stop)))
+        start = jnp.asarray(index, int)
+        return _Range(self, start, start + 1)
+
+
+class _Names(Selection):
+    addresses: tuple[tuple[str, ...], ...] = eqx.field(static=True)
+
+    def mask(self, path, shape):
+        return any(path[: len(a)] == a for a in self.addresses)
+
+
+class _Not(Selection):
+    inner: Selection
+
+    def mask(self, path, shape):
+        return _not(self.inner.mask(path, shape))
+
+
+class _Or(Selection):
+    left: Selection
+    right: Selection
+
+    def mask(self, path, shape):
+        a, b = self.left.mask(path, shape), self.right.mask(path, shape)
+        if a is True or b is True:
+            return True
+        if a is False or b is False:
+            return b if a is False else a
+        return a | b
+
+
+class _Range(Selection):
+    inner: Selection
+    start: Bool[Array, ""] | Any
+    stop: Any
+
+    def mask(self, path, shape):
+        inner = self.inner.mask(path, shape)
+        if inner is False:
+            return False
+        if not shape:
+            raise ValueError(
+                f"cannot select steps of site {'/'.join(path)!r}: it has no leading axis. Instead of "
+                "slicing the selection, name the site whole; only sites under scan, vmap or a StateSpace step have steps."
+            )
+        index = jnp.arange(shape[0])
+        # Negative bounds count from the end, as in Python.
+        start, stop = (
+            None if i is None else jnp.where(i < 0, i + shape[0], i) for i in (self.start, self.stop)
+        )
+        hit = jnp.ones(shape[0], bool)
+        hit = hit if start is None else hit & (index >= start)
+        hit = hit if stop is None else hit & (index < stop)
+        hit = hit.reshape((shape[0],) + (1,) * (len(shape) - 1))
+        return jnp.broadcast_to(hit, shape) if inner is True else hit & inner
+
+
+def _not(mask: Mask) -> Mask:
+    return (not mask) if isinstance(mask, bool) else ~mask
+
+
+def select(*names: Address) -> Selection:
+    """The choices at the given names; a tuple is an address inside calls: `select("z", ("chain", "x"))`.
+
+    A name selects everything under it; `select()` selects nothing and `~select()` everything.
+    """
+    return _Names(tuple((n,) if isinstance(n, str) else tuple(n) for n in names))

@@ -1,0 +1,8 @@
+"""The one place that asks JAX which transformation is being traced."""
+
+from jax.extend.core import get_opaque_trace_state
+
+
+def trace_state():
+    """An opaque value, equal at two points exactly when they are traced by the same transformation."""
+    return get_opaque_trace_state()
