@@ -1,0 +1,20 @@
+"""Set-up of every test: strict JAX, runtime shape checks, one compilation cache for all workers."""
+
+import os
+from pathlib import Path
+
+CACHE = Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax"
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(CACHE)
+)  # processes that tests start share it
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook("feynkac", "beartype.beartype")
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
