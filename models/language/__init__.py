@@ -1,0 +1,19 @@
+"""Language models: decoders, caches, tokenizers, loaders."""
+
+from .callable_model import CallableModel as CallableModel
+from .callable_model import from_callable as from_callable
+from .callable_model import from_nnx as from_nnx
+from .fetch import FetchError as FetchError
+from .gguf_file import GGUFError as GGUFError
+from .llama import Llama as Llama
+from .llama import LlamaConfig as LlamaConfig
+from .llama import random_llama as random_llama
+from .loading import LoadError as LoadError
+from .loading import load as load
+from .protocol import LanguageModel as LanguageModel
+from .protocol import Prefix as Prefix
+from .protocol import State as State
+from .protocol import encode_prompt as encode_prompt
+from .safetensors_file import SafetensorsError as SafetensorsError
+from .tokenizer import Tokenizer as Tokenizer
+from .tokenizer import TokenizerError as TokenizerError

@@ -1,0 +1,76 @@
+"""Key-value caches and exact softmax attention in two parts: shared prompt and own suffix.
+
+Softmax over prompt and suffix together is merged from its two parts by their maxima and
+normalizers (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018,
+arXiv:1805.02867, eq. 4). So the prompt's keys and values exist once, however many particles.
+
+Shapes: H key-value heads, G query heads for each, d the head dimension, S slots of a cache,
+T query tokens. A cache holds keys and values as one array [2, H, S, d].
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+BUCKET = 16
+_MASKED = -1e30
+
+Cache = Float[Array, "2 H S d"]
+Query = Float[Array, "H G T d"]
+
+
+class Part(NamedTuple):
+    """Attention over some of the slots: maximum score, normalizer, unnormalized output."""
+
+    top: Float[Array, "H G T"]
+    total: Float[Array, "H G T"]
+    output: Float[Array, "H G T d"]
+
+
+def attend(query: Query, cache: Cache, visible: Bool[Array, "T S"]) -> Part:
+    """Attention of each query over the slots it may see; the others have weight exactly zero."""
+    keys, values = cache[0], cache[1]
+    scale = 1.0 / math.sqrt(query.shape[-1])
+    scores = jnp.einsum("hgtd,hsd->hgts", query, keys) * scale
+    visible = jnp.broadcast_to(visible, scores.shape)
+    scores = jnp.where(visible, scores, _MASKED)
+    top = jnp.max(scores, axis=-1)
+    weights = jnp.where(visible, jnp.exp(scores - top[..., None]), 0.0)
+    return Part(top, jnp.sum(weights, -1), jnp.einsum("hgts,hsd->hgtd", weights, values))
+
+
+def merge(one: Part, other: Part) -> Float[Array, "H G T d"]:
+    """Softmax attention over the slots of both parts; one of them must see a slot."""
+    top = jnp.maximum(one.top, other.top)
+    a, b = jnp.exp(one.top - top), jnp.exp(other.top - top)
+    total = a * one.total + b * other.total
+    return (a[..., None] * one.output + b[..., None] * other.output) / total[..., None]
+
+
+def attend_filled(query: Query, cache: Cache, slot: Int[Array, ""]) -> Part:
+    """Attention of one query (T = 1) over suffix slots 0, ..., `slot`.
+
+    Only the filled slots, rounded up to a bucket of 16, are read. `slot` must not be batched under
+    `vmap`: then the choice of bucket stays a branch.
+    """
+    slots = cache.shape[2]
+
+    def over(size: int) -> Part:
+        visible = (jnp.arange(size) <= slot)[None, :]
+        return attend(query, cache[:, :, :size], visible)
+
+    sizes = [min(size, slots) for size in range(BUCKET, slots + BUCKET, BUCKET)]
+    branches = [lambda size=size: over(size) for size in sizes]
+    return jax.lax.switch(slot // BUCKET, branches)
+
+
+def write(
+    cache: Cache, keys: Float[Array, "H T d"], values: Float[Array, "H T d"], slot: Int[Array, ""]
+) -> Cache:
+    """The cache with T keys and values from `slot` on; in place if `slot` is not batched."""
+    block = jnp.stack([keys, values])
+    zero = jnp.zeros_like(slot)
+    return jax.lax.dynamic_update_slice(cache, block, (zero, zero, slot, zero))

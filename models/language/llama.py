@@ -1,0 +1,267 @@
+"""Llama-style decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+Source: Touvron et al., "LLaMA", 2023 (arXiv:2302.13971), section 2.2; grouped queries by Ainslie et
+al., 2023 (arXiv:2305.13245); rotary positions by Su et al., 2021 (arXiv:2104.09864), rotate-half.
+Layers are unrolled and each has a cache of its own, so that XLA writes them in place.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from .cache import Cache, Part, Query, attend, attend_filled, merge, write
+from .protocol import LanguageModel, Prefix, State
+from .tokenizer import Tokenizer
+
+_HEAD_BLOCK = 16
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes and constants of a decoder; static."""
+
+    vocab_size: int
+    layers: int
+    d: int
+    ff: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-5
+    context: int = 2048
+
+
+class Layer(eqx.Module):
+    """Weights of one block, each matrix [out, in]."""
+
+    attention_norm: Float[Array, "d"]
+    query: Float[Array, "queries d"]
+    key: Float[Array, "keys d"]
+    value: Float[Array, "keys d"]
+    output: Float[Array, "d queries"]
+    mlp_norm: Float[Array, "d"]
+    gate: Float[Array, "ff d"]
+    up: Float[Array, "ff d"]
+    down: Float[Array, "d ff"]
+
+
+def _norm(x: Array, weight: Array, eps: float) -> Array:
+    scaled = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+    return scaled * jnp.broadcast_to(weight, x.shape)
+
+
+def _rotate(x: Float[Array, "T n d"], positions: Int[Array, "T"], base: float) -> Array:
+    half = x.shape[-1] // 2
+    rates = base ** (-jnp.arange(half, dtype=x.dtype) / half)
+    angles = positions.astype(x.dtype)[:, None, None] * rates[None, None, :]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    left, right = x[..., :half], x[..., half:]
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+
+
+class Llama(LanguageModel):
+    """A decoder with its weights; `head` None means that the embedding is the head (tied).
+
+    The prefix cache is a tuple of [2, kv_head, bucket, head_dim], one a layer; a state's cache the
+    same with `max_tokens` slots, rounded up to a multiple of 16.
+    """
+
+    embedding: Float[Array, "V d"]
+    layers: tuple[Layer, ...]
+    norm: Float[Array, "d"]
+    head: Float[Array, "V d"] | None
+    config: LlamaConfig = eqx.field(static=True)
+    tokenizer: Tokenizer | None = eqx.field(static=True)
+    eos: int = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        rows = self.embedding.shape[0]
+        if rows != self.config.vocab_size:
+            raise ValueError(f"The embedding has {rows} rows, not {self.config.vocab_size}.")
+        if self.tokenizer is not None:
+            self.tokenizer.check_vocab_size(rows)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return self.config.vocab_size
+
+    @property
+    def context(self) -> int:
+        """Largest number of prompt and suffix tokens."""
+        return self.config.context
+
+    def _empty(self, slots: int) -> tuple[Cache, ...]:
+        shape = (2, self.config.kv_heads, slots, self.config.head_dim)
+        return tuple(jnp.zeros(shape, self.embedding.dtype) for _ in self.layers)
+
+    def _logits(self, x: Float[Array, "*T d"]) -> Float[Array, "*T V"]:
+        head = self.embedding if self.head is None else self.head
+        return _norm(x, self.norm, self.config.norm_eps) @ head.T
+
+    def _decode(
+        self,
+        tokens: Int[Array, "T"],
+        positions: Int[Array, "T"],
+        slot: Int[Array, ""],
+        caches: tuple[Cache, ...],
+        attention: Callable[[int, Query, Cache], Array],
+    ) -> tuple[Float[Array, "T d"], tuple[Cache, ...]]:
+        """Run T tokens through the layers, writing their keys and values from `slot` on."""
+        c, size = self.config, tokens.shape[0]
+        x = self.embedding[tokens]
+        written = []
+        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
+            h = _norm(x, layer.attention_norm, c.norm_eps)
+            query = (h @ layer.query.T).reshape(size, c.heads, c.head_dim)
+            key = (h @ layer.key.T).reshape(size, c.kv_heads, c.head_dim)
+            value = (h @ layer.value.T).reshape(size, c.kv_heads, c.head_dim)
+            query = _rotate(query, positions, c.rope_base)
+            key = _rotate(key, positions, c.rope_base)
+            cache = write(cache, key.swapaxes(0, 1), value.swapaxes(0, 1), slot)
+            grouped = query.reshape(size, c.kv_heads, -1, c.head_dim).transpose(1, 2, 0, 3)
+            mixed = attention(index, grouped, cache).transpose(2, 0, 1, 3).reshape(size, -1)
+            x = x + mixed @ layer.output.T
+            h = _norm(x, layer.mlp_norm, c.norm_eps)
+            x = x + (jax.nn.silu(h @ layer.gate.T) * (h @ layer.up.T)) @ layer.down.T
+            written.append(cache)
+        return x, tuple(written)
+
+    def prefill(self, tokens: Int[Array, "bucket"], length: Int[Array, ""]) -> Prefix:
+        """See `LanguageModel.prefill`."""
+        size = tokens.shape[0]
+        positions = jnp.arange(size, dtype=jnp.int32)
+        causal = positions[None, :] <= positions[:, None]
+
+        def attention(index: int, query: Query, cache: Cache) -> Array:
+            part = attend(query, cache, causal)
+            return part.output / part.total[..., None]
+
+        zero = jnp.zeros((), jnp.int32)
+        x, caches = self._decode(tokens, positions, zero, self._empty(size), attention)
+        return Prefix(caches, length, self._logits(x[length - 1]))
+
+    def start(self, prefix: Prefix, max_tokens: int) -> State:
+        """See `LanguageModel.start`."""
+        self.check_room(prefix, max_tokens)
+        return State(prefix.logits, self._empty(_slots(max_tokens)))
+
+    def advance(
+        self, prefix: Prefix, state: State, token: Int[Array, ""], slot: Int[Array, ""]
+    ) -> State:
+        """See `LanguageModel.advance`."""
+
+        def attention(index: int, query: Query, cache: Cache) -> Array:
+            return merge(self._over_prefix(prefix, index, query), attend_filled(query, cache, slot))
+
+        positions = (prefix.length + slot)[None]
+        x, caches = self._decode(token[None], positions, slot, state.cache, attention)
+        return State(self._logits(x[0]), caches)
+
+    def replay(
+        self, prefix: Prefix, tokens: Int[Array, "T"], count: Int[Array, ""], max_tokens: int
+    ) -> State:
+        """See `LanguageModel.replay`."""
+        if tokens.shape[0] > max_tokens:
+            raise ValueError(f"{tokens.shape[0]} tokens do not fit into max_tokens={max_tokens}.")
+        self.check_room(prefix, max_tokens)
+        x, caches = self._suffix(prefix, tokens, _slots(max_tokens))
+        last = self._logits(x[jnp.maximum(count - 1, 0)])
+        return State(jnp.where(count == 0, prefix.logits, last), caches)
+
+    def log_probs(self, prefix: Prefix, tokens: Int[Array, "T"]) -> Float[Array, "T"]:
+        """See `LanguageModel.log_probs`."""
+        size = tokens.shape[0]
+        x, _ = self._suffix(prefix, tokens, size)
+
+        def scored(inputs: tuple[Array, Array]) -> Array:
+            hidden, token = inputs
+            logits = self._logits(hidden)
+            return logits[token] - jax.nn.logsumexp(logits)
+
+        first = prefix.logits[tokens[0]] - jax.nn.logsumexp(prefix.logits)
+        rest = jax.lax.map(scored, (x[:-1], tokens[1:]), batch_size=_HEAD_BLOCK)
+        return jnp.concatenate([first[None], rest])
+
+    def _suffix(
+        self, prefix: Prefix, tokens: Int[Array, "T"], slots: int
+    ) -> tuple[Float[Array, "T d"], tuple[Cache, ...]]:
+        steps = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+        causal = jnp.arange(slots)[None, :] <= steps[:, None]
+
+        def attention(index: int, query: Query, cache: Cache) -> Array:
+            return merge(self._over_prefix(prefix, index, query), attend(query, cache, causal))
+
+        zero = jnp.zeros((), jnp.int32)
+        return self._decode(tokens, prefix.length + steps, zero, self._empty(slots), attention)
+
+    def _over_prefix(self, prefix: Prefix, index: int, query: Query) -> Part:
+        cache = prefix.cache[index]
+        visible = jnp.arange(cache.shape[2]) < prefix.length
+        return attend(query, cache, jnp.broadcast_to(visible, (query.shape[2], cache.shape[2])))
+
+
+def _slots(max_tokens: int) -> int:
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, not {max_tokens}.")
+    return -(-max_tokens // 16) * 16
+
+
+def random_llama(
+    key: PRNGKeyArray,
+    vocab_size: int,
+    layers: int = 1,
+    d: int = 16,
+    heads: int = 4,
+    kv_heads: int = 2,
+    context: int = 128,
+    eos: int = 0,
+    scale: float = 1.0,
+    tokenizer: Tokenizer | None = None,
+) -> Llama:
+    """A decoder with random weights: a small model whose answers can be enumerated.
+
+    Args:
+        key: draws the weights.
+        vocab_size: number of tokens.
+        layers: number of blocks.
+        d: width, a multiple of 2 * `heads`.
+        heads: query heads.
+        kv_heads: key-value heads, a divisor of `heads`.
+        context: longest text.
+        eos: the end token.
+        scale: standard deviation of the logits, roughly; larger is less uniform.
+        tokenizer: optional.
+    """
+    if d % (2 * heads) or heads % kv_heads:
+        raise ValueError("d must be a multiple of 2 * heads, and heads a multiple of kv_heads.")
+    config = LlamaConfig(
+        vocab_size, layers, d, 2 * d, heads, kv_heads, d // heads, context=context
+    )
+    keys = iter(jax.random.split(key, 2 + 7 * layers))
+
+    def matrix(rows: int, columns: int) -> Array:
+        return jax.random.normal(next(keys), (rows, columns)) / columns**0.5
+
+    kv = kv_heads * config.head_dim
+    blocks = tuple(
+        Layer(
+            attention_norm=jnp.ones(d),
+            query=matrix(d, d),
+            key=matrix(kv, d),
+            value=matrix(kv, d),
+            output=matrix(d, d),
+            mlp_norm=jnp.ones(d),
+            gate=matrix(2 * d, d),
+            up=matrix(2 * d, d),
+            down=matrix(d, 2 * d),
+        )
+        for _ in range(layers)
+    )
+    embedding, head = matrix(vocab_size, d) * d**0.5, matrix(vocab_size, d) * scale
+    return Llama(embedding, blocks, jnp.ones(d), head, config, tokenizer, eos)
