@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .partial import Choices, Given, Partial, as_given, overlay, total, walk
+from .partial import Choices, Given, Partial, as_given, overlay, prune, total, walk
 from .selection import Selection
 from .trace import Trace
 
@@ -136,12 +136,12 @@ def kept(trace: Trace, drop: Any = None) -> Given:
     def leaf(_, log_prob, value, active, dropped):
         if dropped is True:
             return None
-        mask = None if dropped in (None, False) else ~dropped
+        mask = None if dropped is None or dropped is False else ~dropped
         if active is not None:
             mask = active if mask is None else mask & active
         return Partial(value, mask)
 
-    return _prune(walk(leaf, trace.log_probs, trace.choices, trace.active, drop or {}))
+    return prune(walk(leaf, trace.log_probs, trace.choices, trace.active, drop or {}))
 
 
 def given_masks(log_probs: Any, given: Given) -> Any:
@@ -177,17 +177,6 @@ def _replaced(trace: Trace, changes: Given, out: Outcome) -> Choices:
         gone = jnp.zeros_like(before) if changed is not None else after
         return Partial(value, before & ~gone)
 
-    return _prune(
+    return prune(
         walk(leaf, trace.log_probs, trace.choices, changes, trace.active, out.active)
     )
-
-
-def _prune(tree: Any) -> Any:
-    if not isinstance(tree, dict):
-        return tree
-    out = {name: _prune(child) for name, child in tree.items()}
-    return {name: child for name, child in out.items() if child is not None and not _empty(child)}
-
-
-def _empty(tree: Any) -> bool:
-    return isinstance(tree, dict) and not tree

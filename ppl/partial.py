@@ -118,3 +118,15 @@ def total(log_probs: Any, mask: Any = None) -> Float[Array, ""]:
     else:
         walk(add, log_probs, mask)
     return sum(terms[1:], terms[0]) if terms else jnp.zeros(())
+
+
+def prune(tree: Any) -> Any:
+    """The nested dict without missing (None) leaves and without the dicts that are then empty."""
+    if not isinstance(tree, dict):
+        return tree
+    out = {name: prune(child) for name, child in tree.items()}
+    return {
+        name: child
+        for name, child in out.items()
+        if child is not None and not (isinstance(child, dict) and not child)
+    }

@@ -43,7 +43,12 @@ class Program(GenerativeFunction):
                 raise ProgramError(
                     f"{self.code.fn.__name__} returned a {type(leaf).__name__}; programs return arrays or trees of arrays"
                 )
-        return ctx.finish(jax.tree.map(jnp.asarray, retval))
+        return ctx.finish(jax.tree.map(_strong, retval))
+
+
+def _strong(x):
+    x = jnp.asarray(x)
+    return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
 
 
 def program(fn: Callable) -> Program:

@@ -1,0 +1,61 @@
+"""A program iterated over time."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from ..errors import ProgramError
+from ..generative import GenerativeFunction, Outcome, Request
+from ..partial import Given
+from ..program import as_program
+from .vmap import _checked
+
+
+class Scan(GenerativeFunction):
+    """`ppl.scan(program)`: `program(ctx, carry, x) -> (carry, y)` run over xs, as by `jax.lax.scan`."""
+
+    inner: GenerativeFunction
+    length: int | None = eqx.field(static=True)
+
+    def run(self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = Request()) -> Outcome:
+        """See `GenerativeFunction.run`. args are (carry,) or (carry, xs); the return value is (carry, ys)."""
+        carry, xs = (*args, None)[:2]
+        sizes = {jnp.shape(x)[0] for x in jax.tree.leaves(xs)} | ({self.length} - {None})
+        if len(sizes) != 1:
+            raise ProgramError(
+                f"ppl.scan {'/'.join(request.where)!r} has lengths {sorted(sizes)}: pass xs of one length, or length=n"
+            )
+        length = sizes.pop()
+        given = _checked(given, length, request)
+
+        def body(state, inputs):
+            carry, log_weight = state
+            t, x, given_t = inputs
+            step_key = None if key is None else jax.random.fold_in(key, t)
+            out = self.inner.run(step_key, given_t, (carry, x), request)
+            try:
+                carry, y = out.retval
+            except (TypeError, ValueError):
+                raise ProgramError(
+                    f"the program of ppl.scan {'/'.join(request.where)!r} must return (carry, y); return (carry, None) without outputs"
+                ) from None
+            rest = (out.choices, out.log_probs, out.active, out.support)
+            return (carry, log_weight + out.log_weight), (rest, y)
+
+        start = (jax.tree.map(jnp.asarray, carry), jnp.zeros(()))
+        (carry, log_weight), (rest, ys) = jax.lax.scan(
+            body, start, (jnp.arange(length), xs, given), length=length
+        )
+        choices, log_probs, active, support = rest
+        return Outcome(choices, log_probs, active, log_weight, (carry, ys), support)
+
+
+def scan(program: Any, length: int | None = None) -> Scan:
+    """Iterate a program `(ctx, carry, x) -> (carry, y)`; its sites get a leading time axis.
+
+    The carry is passed on and never stored: a trace holds the choices of every step, not the states.
+    """
+    return Scan(as_program(program), length)

@@ -1,0 +1,71 @@
+"""Independent copies of a program, one per element of its arguments."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from ..errors import ProgramError
+from ..generative import GenerativeFunction, Outcome, Request
+from ..partial import Given
+from ..program import as_program
+
+
+class Vmap(GenerativeFunction):
+    """`ppl.vmap(program)`: choices, log densities and return values have a leading axis of instances."""
+
+    inner: GenerativeFunction
+    in_axes: Any = eqx.field(static=True)
+    axis_size: int | None = eqx.field(static=True)
+
+    def run(self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = Request()) -> Outcome:
+        """See `GenerativeFunction.run`. Law: the product of the instances' laws."""
+        in_axes = self.in_axes if isinstance(self.in_axes, tuple) else (self.in_axes,) * len(args)
+        size = self._size(args, in_axes, request)
+        given = _checked(given, size, request)
+
+        def one(i, args, given):
+            return self.inner.run(None if key is None else jax.random.fold_in(key, i), given, args, request)
+
+        out = jax.vmap(one, in_axes=(0, in_axes, 0))(jnp.arange(size), args, given)
+        return eqx.tree_at(lambda o: o.log_weight, out, jnp.sum(out.log_weight))
+
+    def _size(self, args, in_axes, request):
+        if self.axis_size is not None:
+            return self.axis_size
+        sizes: set[int] = set()
+        for arg, axes in zip(args, in_axes, strict=True):
+            if axes is not None:
+                jax.tree.map(
+                    lambda ax, sub: [sizes.add(jnp.shape(x)[ax]) for x in jax.tree.leaves(sub)] if ax is not None else None,
+                    axes,
+                    arg,
+                    is_leaf=lambda x: x is None,
+                )
+        if len(sizes) != 1:
+            raise ProgramError(
+                f"ppl.vmap {'/'.join(request.where)!r} cannot tell its size from its args (sizes {sorted(sizes)}): "
+                "pass mapped args of one size, or ppl.vmap(program, in_axes=None, axis_size=n)"
+            )
+        return sizes.pop()
+
+
+def _checked(given: Given, size: int, request: Request) -> Given:
+    """The given values, each with a leading axis of `size`."""
+    for leaf in jax.tree.leaves(given):
+        if not jnp.shape(leaf) or jnp.shape(leaf)[0] != size:
+            raise ProgramError(
+                f"a value given under {'/'.join(request.where)!r} has shape {jnp.shape(leaf)}, but there are {size} "
+                "instances: give one value an instance along the first axis (ppl.Partial(values, mask) gives some)"
+            )
+    return given
+
+
+def vmap(program: Any, in_axes: Any = 0, axis_size: int | None = None) -> Vmap:
+    """Map a program over its arguments, as `jax.vmap` maps a function; instances are independent.
+
+    `in_axes` is as in `jax.vmap`, over the program's arguments without the context.
+    """
+    return Vmap(as_program(program), in_axes, axis_size)

@@ -1,0 +1,136 @@
+"""The Feynman-Kac view of a target: transition kernels and log potentials for one particle.
+
+With the model's own draws this is the bootstrap filter, with a `Proposal` the guided filter (Chopin and
+Papaspiliopoulos 2020, chapter 10). A potential is the density of what the model was made to take (constraints,
+observations, factors, proposed sites) over the density of what was proposed.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from .errors import ProgramError
+from .generative import GenerativeFunction, Outcome, given_masks
+from .partial import Choices, Given, Partial, as_given, overlay, prune, total, walk
+from .proposal import Proposal
+from .state_space import StateSpace
+from .target import Target
+
+
+class Moved(eqx.Module):
+    """One particle after a move: state, choices of the move, log potential (nats), and log densities by site."""
+
+    state: PyTree
+    choices: Choices
+    log_potential: Float[Array, ""]
+    log_probs: Any
+
+
+class Retained(eqx.Module):
+    """Choices that one particle of a conditional run is made to have, at its moves."""
+
+    choices: Given
+    here: Bool[Array, ""]
+
+    def given(self) -> Given:
+        """The choices as values given only for the retained particle."""
+
+        def leaf(p):
+            return Partial(p.value, self.here if p.mask is None else p.mask & self.here)
+
+        return jax.tree.map(leaf, self.choices, is_leaf=lambda x: isinstance(x, Partial))
+
+
+class FeynmanKac(eqx.Module):
+    """Transition kernel and log potential of each move of one particle; the driver vmaps it over particles."""
+
+    target: Target
+    proposal: Proposal | None = None
+
+    @property
+    def model(self) -> StateSpace:
+        """The target's model as a StateSpace."""
+        return self.target.state_space()
+
+    def split(self, choices: Choices) -> tuple[Given, Given]:
+        """Choices as given values of init and, with a leading time axis, of the steps."""
+        return self.model.split(as_given(choices), self.target.args)
+
+    def init(self, key: PRNGKeyArray, given: Given, retained: Retained | None = None) -> Moved:
+        """The first move: runs the model's init, `given` the target's constraints on it."""
+        args = (*self._bound(), *self.model.bound, *self.target.args)
+
+        def model(key, given):
+            return self.model.start(key, given, self.target.args)
+
+        return _move(model, self.proposal and self.proposal.init, key, given, args, retained)
+
+    def step(
+        self,
+        key: PRNGKeyArray,
+        given: Given,
+        state: PyTree,
+        t: Int[Array, ""],
+        retained: Retained | None = None,
+    ) -> Moved:
+        """The move at step t; a particle that is done stays, with log potential 0."""
+        def model(key, given):
+            return self.model.advance(key, given, state, t, self.target.args)
+
+        args = (state, t, *self._bound(), *self.model.bound, *self.target.args)
+        moved = _move(model, self.proposal and self.proposal.step, key, given, args, retained)
+        if self.model.done is None:
+            return moved
+        active = ~self.model.finished(state)
+        log_potential = jnp.where(active, moved.log_potential, jnp.zeros_like(moved.log_potential))
+        return eqx.tree_at(lambda m: m.log_potential, moved, log_potential)
+
+    def end(self, state: PyTree) -> Float[Array, ""]:
+        """Log potential after the last step: what `at_length` says of an unfinished particle."""
+        return self.model.at_length.log_weight(self.model.finished(state))
+
+    def _bound(self) -> tuple:
+        return () if self.proposal is None else self.proposal.bound
+
+
+def _move(
+    model: Any,
+    proposal: GenerativeFunction | None,
+    key: PRNGKeyArray,
+    given: Given,
+    args: tuple,
+    retained: Retained | None,
+) -> Moved:
+    kept = {} if retained is None else retained.given()
+    if proposal is None:
+        out: Outcome = model(key, overlay(given, kept))
+        return Moved(out.retval, out.choices, _weight(out, given), out.log_probs)
+    key_propose, key_model = jax.random.split(key)
+    names = jax.eval_shape(lambda k: proposal.run(k, {}, args), key).log_probs
+    draft = proposal.run(key_propose, _restrict(kept, names), args)
+    clash = sorted(set(names) & set(given))
+    if clash:
+        raise ProgramError(
+            f"the proposal draws {clash}, which the target's constraints fix: leave them out of the proposal"
+        )
+    proposed = overlay(as_given(draft.choices), given)
+    out = model(key_model, overlay(proposed, kept))
+    # A proposal that could draw nothing (an empty distribution) leaves the particle without a successor.
+    density = total(draft.log_probs)
+    log_potential = jnp.where(
+        jnp.isneginf(density), -jnp.inf, _weight(out, proposed) + draft.log_weight - density
+    )
+    return Moved(out.retval, out.choices, log_potential, out.log_probs)
+
+
+def _weight(out: Outcome, fixed: Given) -> Float[Array, ""]:
+    """Log density of the sites that were fixed, whether or not a retained value stands at the others."""
+    return total(out.log_probs, given_masks(out.log_probs, fixed)) + out.log_weight
+
+
+def _restrict(given: Given, names: Any) -> Given:
+    """The part of `given` at the sites that `names` has."""
+    return prune(walk(lambda _, lp, node: node, names, given))
