@@ -4,8 +4,8 @@ Softmax over prompt and suffix together is merged from its two parts by their ma
 normalizers (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018,
 arXiv:1805.02867, eq. 4). So the prompt's keys and values exist once, however many particles.
 
-Shapes: H key-value heads, G query heads for each, d the head dimension, S slots of a cache,
-T query tokens. A cache holds keys and values as one array [2, H, S, d].
+Shapes: H key-value heads, G query heads for each, D the head dimension, S slots of a cache,
+T query tokens. A cache holds keys and values as one array [2, H, S, D].
 """
 
 import math
@@ -18,8 +18,8 @@ from jaxtyping import Array, Bool, Float, Int
 BUCKET = 16
 _MASKED = -1e30
 
-Cache = Float[Array, "2 H S d"]
-Query = Float[Array, "H G T d"]
+Cache = Float[Array, "2 H S D"]
+Query = Float[Array, "H G T D"]
 
 
 class Part(NamedTuple):
@@ -27,7 +27,7 @@ class Part(NamedTuple):
 
     top: Float[Array, "H G T"]
     total: Float[Array, "H G T"]
-    output: Float[Array, "H G T d"]
+    output: Float[Array, "H G T D"]
 
 
 def attend(query: Query, cache: Cache, visible: Bool[Array, "T S"]) -> Part:
@@ -42,7 +42,7 @@ def attend(query: Query, cache: Cache, visible: Bool[Array, "T S"]) -> Part:
     return Part(top, jnp.sum(weights, -1), jnp.einsum("hgts,hsd->hgtd", weights, values))
 
 
-def merge(one: Part, other: Part) -> Float[Array, "H G T d"]:
+def merge(one: Part, other: Part) -> Float[Array, "H G T D"]:
     """Softmax attention over the slots of both parts; one of them must see a slot."""
     top = jnp.maximum(one.top, other.top)
     a, b = jnp.exp(one.top - top), jnp.exp(other.top - top)
@@ -68,7 +68,7 @@ def attend_filled(query: Query, cache: Cache, slot: Int[Array, ""]) -> Part:
 
 
 def write(
-    cache: Cache, keys: Float[Array, "H T d"], values: Float[Array, "H T d"], slot: Int[Array, ""]
+    cache: Cache, keys: Float[Array, "H T D"], values: Float[Array, "H T D"], slot: Int[Array, ""]
 ) -> Cache:
     """The cache with T keys and values from `slot` on; in place if `slot` is not batched."""
     block = jnp.stack([keys, values])

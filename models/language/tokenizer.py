@@ -11,7 +11,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tokenizers
+from jaxtyping import Array, Int
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 _CONTROL, _USER_DEFINED = 3, 4
@@ -184,7 +186,9 @@ class Tokenizer:
         core.encode_special_tokens = True
         return core
 
-    def decode(self, ids: Iterable[int], special: bool = False) -> str:
+    def decode(
+        self, ids: Iterable[int] | np.ndarray | Int[Array, "T"], special: bool = False
+    ) -> str:
         """Text of token ids (a list or an integer array).
 
         Bytes that are not UTF-8 become U+FFFD; special tokens are left out, or written by their
