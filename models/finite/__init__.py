@@ -3,3 +3,4 @@
 from .bayes_net import BayesNet as BayesNet
 from .hmm import HiddenMarkovModel as HiddenMarkovModel
 from .linear_gaussian import LinearGaussian as LinearGaussian
+from .markov_lm import MarkovLM as MarkovLM

@@ -36,10 +36,12 @@ def draw(key: PRNGKeyArray, log_values: Float[Array, "K"]) -> Int[Array, ""]:
     return jnp.where(jnp.max(log_values) == -jnp.inf, -1, index)
 
 
-def lookup(table: Float[Array, "n ..."], index: Int[Array, "..."]) -> Float[Array, "..."]:
+def lookup(table: Float[Array, "n ..."], index: Int[Array, "..."] | int) -> Float[Array, "..."]:
     """Rows of `table`; an index out of range (on either side) gives NaN instead of a neighbour."""
     size = table.shape[0]
-    return table.at[jnp.where(index < 0, size, index)].get(mode="fill", fill_value=jnp.nan)
+    return table.at[jnp.where(jnp.asarray(index) < 0, size, index)].get(
+        mode="fill", fill_value=jnp.nan
+    )
 
 
 def is_concrete(array: Shaped[Array, "..."]) -> bool:

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ...ppl.distributions import Token
+from ...ppl.program import Program, bind, program
 from ._log_space import (
     TableLike,
     check_indices,
@@ -132,6 +134,10 @@ class BayesNet(eqx.Module):
         hidden = set(values) - set(given or {})
         return {n: jnp.where(possible, v, -1) if n in hidden else v for n, v in values.items()}
 
+    def program(self) -> Program:
+        """Return the same law as a program without args: one site a node; it returns the values."""
+        return bind(program(_sample), self)
+
     def _check(self, query: tuple[str, ...], given: Values) -> None:
         unknown = [name for name in (*query, *given) if name not in self.names]
         if unknown:
@@ -148,6 +154,14 @@ class BayesNet(eqx.Module):
         touched = {n for scope, _ in factors if name in scope for n in scope}
         axes = tuple(n for n in self.names if n in touched)
         return prod(self.sizes[n] for n in axes), axes
+
+
+def _sample(ctx, net):
+    values = {}
+    for name, above, table in zip(net.names, net.parents, net.log_tables, strict=True):
+        row = table[tuple(values[p] for p in above)]
+        values[name] = ctx.sample(name, Token(row, validate_args=False))
+    return values
 
 
 def _restrict(scope, table, given):

@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ...ppl.distributions import Token
+from ...ppl.program import bind
+from ...ppl.state_space import StateSpace
 from ._log_space import (
     TableLike,
     check_indices,
@@ -137,8 +140,27 @@ class HiddenMarkovModel(eqx.Module):
         path = jnp.concatenate([rest, last[None]])
         return jnp.where(last < 0, -1, path)
 
+    def state_space(self, length: int) -> StateSpace:
+        """Return the same model as a program for `length` symbols, with args `(ys,)`.
+
+        Step t samples site "z" (from the initial law at t = 0) and observes `ys[t]` as "y".
+        """
+
+        def init(ctx, hmm, ys):
+            check_shape("ys", ys, (length,), f"a model of {length} steps")
+            return jnp.zeros((), dtype=jnp.int32)
+
+        return bind(StateSpace(init, _step, length), self)
+
     def _log_likelihood(self, ys: Int[Array, "T"]) -> Float[Array, "T K"]:
         if ys.shape[0] == 0:
             raise ValueError("ys is empty; instead of no data give at least one symbol.")
         check_indices("ys", ys, self.log_emission.shape[1])
         return lookup(self.log_emission.T, ys)
+
+
+def _step(ctx, previous, t, hmm, ys):
+    row = jnp.where(t == 0, hmm.log_initial, hmm.log_transition[previous])
+    z = ctx.sample("z", Token(row))
+    ctx.observe("y", Token(hmm.log_emission[z]), ys[t])
+    return z

@@ -8,9 +8,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax.scipy.linalg import cho_factor, cho_solve, solve_triangular
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from ...ppl.program import bind
+from ...ppl.state_space import StateSpace
 from ._log_space import TableLike, check_shape, is_concrete
 
 
@@ -134,6 +137,18 @@ class LinearGaussian(eqx.Module):
         """Log p(y_t = y | x_{t-1} = x), nats: the weight increment of the optimal proposal."""
         return self._update(*self.transition(x, t), y)[0]
 
+    def state_space(self, length: int) -> StateSpace:
+        """Return the same model as a program, with args `(ys,)` or `(ys, observed)`.
+
+        Step t samples site "x" (N(m0, P0) at t = 0) and observes `ys[t]` as "y" where observed.
+        """
+
+        def init(ctx, lg, ys, observed=None):
+            check_shape("ys", ys, (length, lg.H.shape[0]), f"a model of {length} steps")
+            return jnp.zeros_like(lg.m0)
+
+        return bind(StateSpace(init, _step, length), self)
+
     def _update(self, mean, cov, y):
         """Condition N(mean, cov) on y = H x + N(0, R): log p(y), mean, covariance."""
         scale = self.H @ cov @ self.H.T + self.R
@@ -162,6 +177,17 @@ class LinearGaussian(eqx.Module):
         gain = cho_solve(cho_factor(predicted), self.F @ cov).T
         keep = jnp.eye(mean.shape[0], dtype=mean.dtype) - gain @ self.F
         return mean, cov, gain, keep @ cov @ keep.T + gain @ self.Q @ gain.T
+
+
+def _step(ctx, previous, t, lg, ys, observed=None):
+    ys, observed = _masked(ys, observed)
+    x = ctx.sample("x", _normal(*lg.transition(previous, t)))
+    ctx.observe("y", _normal(lg.H @ x, lg.R).mask(observed[t]), ys[t])
+    return x
+
+
+def _normal(mean, cov):
+    return dist.MultivariateNormal(mean, scale_tril=jnp.linalg.cholesky(cov))
 
 
 def _log_normal(residual, cov):

@@ -169,3 +169,26 @@ def test_bad_questions_are_errors():
         net.log_evidence({"rain": 2})
     with pytest.raises(ValueError, match="use log_evidence"):
         net.log_joint({"rain": 1})
+
+
+@pytest.mark.x64
+def test_program_has_the_same_joint_law():
+    net = random_net()
+    keys = jax.random.split(jax.random.key(5), 200)
+    program = net.program()
+    traces = jax.jit(jax.vmap(program.simulate))(keys)
+    expected = jax.vmap(net.log_joint)(traces.choices)
+    np.testing.assert_allclose(traces.score, expected, rtol=1e-4)
+    assert set(traces.choices) == set(net.names)
+    impossible = {"rain": 0, "sprinkler": 0, "wet": 1}
+    assert sprinkler().program().assess(impossible)[0] == -jnp.inf
+
+
+def test_program_draws_the_marginals():
+    net = random_net()
+    keys = jax.random.split(jax.random.key(6), 20_000)
+    drawn = jax.jit(jax.vmap(lambda k: net.program().simulate(k).choices))(keys)
+    for name in net.names:
+        p = np.asarray(net.posterior((name,)), dtype=float)
+        counts = np.bincount(np.asarray(drawn[name]), minlength=len(p))
+        assert np.abs(counts - 20_000 * p).max() < 4 * np.sqrt(20_000 * 0.25)

@@ -159,3 +159,29 @@ def test_symbols_out_of_range():
         assert jnp.isnan(jax.jit(lambda y: hmm.log_evidence(y))(jnp.array(ys)))
     with pytest.raises(ValueError, match="empty"):
         hmm.log_evidence(jnp.zeros(0, dtype=jnp.int32))
+
+
+@pytest.mark.x64
+def test_program_has_the_same_joint_law():
+    hmm = sparse_hmm()
+    paths, p = enumerate_paths(hmm, np.asarray(YS))
+    model = hmm.state_space(4)
+    log_p = jax.jit(jax.vmap(lambda z: model.assess({"z": z}, YS)[0]))(jnp.asarray(paths))
+    np.testing.assert_allclose(np.exp(log_p), p, rtol=1e-4, atol=1e-9)
+
+
+def test_program_is_properly_weighted_for_the_evidence():
+    hmm = sparse_hmm()
+    model = hmm.state_space(4)
+    keys = jax.random.split(jax.random.key(2), 20_000)
+    traces, log_w = jax.jit(jax.vmap(lambda k: model.generate(k, {}, YS)))(keys)
+    weights = np.exp(np.asarray(log_w, dtype=float))
+    z = (weights.mean() - np.exp(hmm.log_evidence(YS))) / weights.std() * np.sqrt(len(weights))
+    assert abs(z) < 4
+    score = jax.vmap(lambda z: hmm.log_joint(z, YS))(traces.choices["z"])
+    np.testing.assert_allclose(traces.score + traces.log_weight, score, rtol=1e-4)
+
+
+def test_program_wants_data_of_its_length():
+    with pytest.raises(ValueError, match="a model of 3 steps"):
+        sparse_hmm().state_space(3).simulate(jax.random.key(0), YS)

@@ -166,3 +166,28 @@ def test_bad_parameters_are_errors(change, message):
     given = {k: getattr(lg, k) for k in ("m0", "P0", "F", "Q", "H", "R")} | change
     with pytest.raises(ValueError, match=message):
         LinearGaussian(**given)
+
+
+@pytest.mark.parametrize("observed", [None, OBSERVED], ids=["all", "missing"])
+@pytest.mark.x64
+def test_program_has_the_same_joint_law(observed):
+    lg = model()
+    ys = YS if observed is None else jnp.where(observed[:, None], YS, jnp.nan)
+    args = (ys,) if observed is None else (ys, observed)
+    space = lg.state_space(T)
+    xs = jax.random.normal(jax.random.key(4), (3, T, 2))
+    log_p = jax.jit(jax.vmap(lambda x: space.assess({"x": x}, *args)[0]))(xs)
+    expected = jax.vmap(lambda x: lg.log_joint(x, *args))(xs)
+    np.testing.assert_allclose(log_p, expected, rtol=1e-5)
+    grads = jax.grad(lambda x: space.assess({"x": x}, *args)[0])(xs[0])
+    assert jnp.all(jnp.isfinite(grads))
+
+
+def test_program_is_properly_weighted_for_the_evidence():
+    lg = model()
+    space = lg.state_space(2)
+    keys = jax.random.split(jax.random.key(2), 20_000)
+    _, log_w = jax.jit(jax.vmap(lambda k: space.generate(k, {}, YS[:2])))(keys)
+    weights = np.exp(np.asarray(log_w, dtype=float))
+    evidence = np.exp(float(lg.log_evidence(YS[:2])))
+    assert abs(weights.mean() - evidence) / weights.std() * np.sqrt(len(weights)) < 4
