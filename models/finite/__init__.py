@@ -3,4 +3,5 @@
 from .bayes_net import BayesNet as BayesNet
 from .hmm import HiddenMarkovModel as HiddenMarkovModel
 from .linear_gaussian import LinearGaussian as LinearGaussian
+from .markov_language_model import MarkovLanguageModel as MarkovLanguageModel
 from .markov_lm import MarkovLM as MarkovLM

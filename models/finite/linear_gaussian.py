@@ -13,6 +13,7 @@ from jax.scipy.linalg import cho_factor, cho_solve, solve_triangular
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ...ppl.program import bind
+from ...ppl.proposal import Proposal
 from ...ppl.state_space import StateSpace
 from ._log_space import TableLike, check_shape, is_concrete
 
@@ -149,6 +150,13 @@ class LinearGaussian(eqx.Module):
 
         return bind(StateSpace(init, _step, length), self)
 
+    def optimal_proposal(self) -> Proposal:
+        """Return the proposal for `state_space` that draws x_t given x_{t-1} and y_t (`guided`).
+
+        Step t has log potential `log_predictive(x_{t-1}, t, y_t)`, whatever x_t is drawn.
+        """
+        return Proposal(_propose)
+
     def _update(self, mean, cov, y):
         """Condition N(mean, cov) on y = H x + N(0, R): log p(y), mean, covariance."""
         scale = self.H @ cov @ self.H.T + self.R
@@ -184,6 +192,13 @@ def _step(ctx, previous, t, lg, ys, observed=None):
     x = ctx.sample("x", _normal(*lg.transition(previous, t)))
     ctx.observe("y", _normal(lg.H @ x, lg.R).mask(observed[t]), ys[t])
     return x
+
+
+def _propose(ctx, previous, t, lg, ys, observed=None):
+    ys, observed = _masked(ys, observed)
+    blind, seeing = lg.transition(previous, t), lg.guided(previous, t, ys[t])
+    mean, cov = (jnp.where(observed[t], b, a) for a, b in zip(blind, seeing, strict=True))
+    ctx.sample("x", _normal(mean, cov))
 
 
 def _normal(mean, cov):

@@ -191,3 +191,21 @@ def test_program_is_properly_weighted_for_the_evidence():
     weights = np.exp(np.asarray(log_w, dtype=float))
     evidence = np.exp(float(lg.log_evidence(YS[:2])))
     assert abs(weights.mean() - evidence) / weights.std() * np.sqrt(len(weights)) < 4
+
+
+def test_optimal_proposal_weighs_every_draw_alike():
+    lg = model()
+    args = (lg, YS, OBSERVED)
+    step, propose = lg.state_space(T).step, lg.optimal_proposal().step
+    previous = jnp.array([0.2, -0.4])
+
+    def weights(key, t):
+        drawn = propose.simulate(key, previous, t, *args)
+        log_p, _ = step.assess(drawn.choices, previous, t, *args)
+        return log_p - drawn.score
+
+    keys = jax.random.split(jax.random.key(8), 5)
+    each = jax.jit(jax.vmap(jax.vmap(weights, (None, 0)), (0, None)))(keys, jnp.arange(T))
+    expected = jax.vmap(lambda t, y: lg.log_predictive(previous, t, y))(jnp.arange(T), YS)
+    expected = jnp.where(OBSERVED, expected, 0.0)
+    np.testing.assert_allclose(each, np.broadcast_to(expected, (5, T)), atol=1e-4)
