@@ -14,19 +14,24 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .errors import ProgramError
 from .generative import GenerativeFunction, Outcome, given_masks
-from .partial import Choices, Given, Partial, as_given, overlay, prune, total, walk
+from .partial import Choices, Given, Partial, as_given, overlay, prune, spelled, total, walk
 from .proposal import Proposal
 from .state_space import StateSpace
 from .target import Target
 
 
 class Moved(eqx.Module):
-    """One particle after a move: state, choices of the move, log potential (nats), and log densities by site."""
+    """One particle after a move: its state, the move's choices and log potential (nats).
+
+    `log_probs`, `active` and `log_weight` are those of a trace of the move.
+    """
 
     state: PyTree
     choices: Choices
-    log_potential: Float[Array, ""]
+    log_potential: Float[Array, "..."]
     log_probs: Any
+    active: Any
+    log_weight: Float[Array, "..."]
 
 
 class Retained(eqx.Module):
@@ -107,7 +112,7 @@ def _move(
     kept = {} if retained is None else retained.given()
     if proposal is None:
         out: Outcome = model(key, overlay(given, kept))
-        return Moved(out.retval, out.choices, _weight(out, given), out.log_probs)
+        return _moved(out, _weight(out, given))
     key_propose, key_model = jax.random.split(key)
     names = jax.eval_shape(lambda k: proposal.run(k, {}, args), key).log_probs
     draft = proposal.run(key_propose, _restrict(kept, names), args)
@@ -123,7 +128,12 @@ def _move(
     log_potential = jnp.where(
         jnp.isneginf(density), -jnp.inf, _weight(out, proposed) + draft.log_weight - density
     )
-    return Moved(out.retval, out.choices, log_potential, out.log_probs)
+    return _moved(out, log_potential)
+
+
+def _moved(out: Outcome, log_potential: Float[Array, ""]) -> Moved:
+    active = spelled(out.active, out.log_probs)
+    return Moved(out.retval, out.choices, log_potential, out.log_probs, active, out.log_weight)
 
 
 def _weight(out: Outcome, fixed: Given) -> Float[Array, ""]:

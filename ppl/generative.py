@@ -7,6 +7,7 @@ difference of log densities. Terminology: Cusumano-Towner et al. 2019, "Gen", se
 """
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -114,13 +115,8 @@ class GenerativeFunction(eqx.Module):
         log_w is the log Metropolis-Hastings ratio of this move: densities of fresh draws, forward and in
         reverse, have cancelled. Estimated densities of the old trace are the stored ones (pseudo-marginal).
         """
-        masks = selection.masks(trace.log_probs)
-        given = kept(trace, masks)
-        out = self.run(key, given, args)
-        # In reverse, what is selected or did not happen in the new trace is drawn.
-        still = walk(_conserved, trace.log_probs, masks, out.active)
-        log_w = _given_score(out, given) + out.log_weight
-        return out.trace(), log_w - total(trace.log_probs, still) - trace.log_weight
+        out, log_w = redraw(lambda given: self.run(key, given, args), trace, selection)
+        return out.trace(), log_w
 
     def project(self, trace: Trace, selection: Selection, *args: PyTree) -> Float[Array, ""]:
         """Log density of the selected choices within the trace, nats: the part of `score` they stand for.
@@ -128,6 +124,29 @@ class GenerativeFunction(eqx.Module):
         `args` are those the trace was made with; the densities come from the trace, estimates included.
         """
         return total(trace.log_probs, selection.masks(trace.log_probs))
+
+
+def redraw(
+    run: Callable[[Given], Outcome], trace: Trace, selection: Selection, fixed: Given | None = None
+) -> tuple[Outcome, Float[Array, ""]]:
+    """The core of `regenerate`: run with the selected choices left to be drawn, except those `fixed`."""
+    masks = selection.masks(trace.log_probs)
+    if fixed:
+        masks = walk(_without, masks, given_masks(trace.log_probs, fixed))
+    given = overlay(fixed or {}, kept(trace, masks))
+    out = run(given)
+    # In reverse, what is selected or did not happen in the new trace is drawn.
+    still = walk(_conserved, trace.log_probs, masks, out.active)
+    log_w = _given_score(out, given) + out.log_weight
+    return out, log_w - total(trace.log_probs, still) - trace.log_weight
+
+
+def _without(_, selected, fixed):
+    if fixed is True or selected is False:
+        return False
+    if fixed is False:
+        return selected
+    return ~fixed if selected is True else selected & ~fixed
 
 
 def kept(trace: Trace, drop: Any = None) -> Given:

@@ -130,3 +130,10 @@ def prune(tree: Any) -> Any:
         for name, child in out.items()
         if child is not None and not (isinstance(child, dict) and not child)
     }
+
+
+def spelled(active: Any, log_probs: Any) -> Any:
+    """Activity with None (happened everywhere) written out as arrays, parallel to `log_probs`."""
+    return walk(
+        lambda _, lp, a: jnp.ones(jnp.shape(lp), bool) if a is None else a, log_probs, active
+    )

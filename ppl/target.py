@@ -3,13 +3,16 @@
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .errors import ProgramError
-from .generative import GenerativeFunction
-from .partial import Choices, as_given, overlay
+from .generative import GenerativeFunction, redraw
+from .hot import drop_hot
+from .partial import Choices, as_given, overlay, spelled
 from .program import as_program
+from .selection import Selection
 from .state_space import StateSpace
+from .trace import Trace
 
 
 class Target(eqx.Module):
@@ -43,6 +46,26 @@ class Target(eqx.Module):
     ) -> Float[Array, ""]:
         """log gamma(choices), nats; choices may hold the constrained sites too. Needs a key where it is estimated."""
         return self.model.assess(self.joined(choices), *self.args, key=key)[0]
+
+    def regenerate(
+        self, key: PRNGKeyArray, trace: Trace, selection: Selection, steps: Int[Array, ""] | None = None
+    ) -> tuple[Trace, Float[Array, ""], PyTree]:
+        """Draw selected free choices anew; see `GenerativeFunction.regenerate`. Constrained ones stay.
+
+        With `steps` the target is the model's first so many steps. Returns the trace, with activity written out,
+        the log Metropolis-Hastings ratio and the model's whole state, hot parts included.
+        """
+        model = self.state_space()
+        out, log_w = redraw(
+            lambda given: model.run_to(key, given, self.args, steps), trace, selection, as_given(self.constraints)
+        )
+        trace = eqx.tree_at(
+            lambda t: (t.retval, t.active),
+            out.trace(),
+            (drop_hot(out.retval), spelled(out.active, out.log_probs)),
+            is_leaf=lambda x: x is out.active,
+        )
+        return trace, log_w, out.retval
 
 
 def as_target(x: Any) -> Target:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
 from ..generative import GenerativeFunction, Outcome, Request
-from ..partial import Given, walk
+from ..partial import Given, spelled
 
 
 def gate(flag: Bool[Array, ""], tree: PyTree) -> PyTree:
@@ -55,11 +55,8 @@ def run_if(
 
 def _activated(out: Outcome) -> Outcome:
     """The outcome with activity spelled out at every site."""
-
-    def leaf(_, log_prob, active):
-        return jnp.ones(jnp.shape(log_prob), bool) if active is None else active
-
-    return eqx.tree_at(lambda o: o.active, out, walk(leaf, out.log_probs, out.active), is_leaf=lambda x: x is out.active)
+    active = spelled(out.active, out.log_probs)
+    return eqx.tree_at(lambda o: o.active, out, active, is_leaf=lambda x: x is out.active)
 
 
 def _silenced(flag, out: Outcome) -> Outcome:

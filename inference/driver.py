@@ -1,0 +1,253 @@
+"""The one driver of all particle filters: decide, resample, propagate, weigh, rejuvenate, record.
+
+Algorithm 10.1 of Chopin and Papaspiliopoulos (2020), "An Introduction to Sequential Monte Carlo", with adaptive
+resampling; with a retained particle, conditional SMC (Andrieu, Doucet, Holenstein 2010) for any unbiased resampler.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
+
+from ..ppl.feynman_kac import FeynmanKac, Moved, Retained
+from ..ppl.hot import drop_hot
+from ..ppl.partial import Choices, Given
+from ..ppl.status import DEAD, NAN, UNSUPPORTED, Status
+from ..ppl.target import Target
+from .mapping import Mapping
+from .mcmc.kernel import Kernel
+from .particles import Particles, log_mean_exp, trace_back
+from .population import Population, buffers, nan_flags, set_row, site_names
+from .record import Record
+from .rejuvenate import past, rejuvenate
+from .resampling import Resampler, effective_sample_size, is_dead
+
+
+class Driver(eqx.Module):
+    """One particle filter on one target; `init`, then `advance` any number of times, then `finish`."""
+
+    n_particles: int = eqx.field(static=True)
+    target: Target
+    fk: FeynmanKac
+    resampler: Resampler | None
+    kernel: Kernel | None
+    record: Record
+    mapping: Mapping
+    retained: Choices | None
+    batch_axis: str | None = eqx.field(static=True, default=None)
+
+    @property
+    def length(self) -> int:
+        """Number of steps."""
+        return self.fk.model.length
+
+    def init(self, key: PRNGKeyArray) -> Population:
+        """The population after the first move."""
+        n, model = self.n_particles, self.fk.model
+        fixed, _ = self.fk.split(self.target.constraints)
+        key_move, key_position = jax.random.split(jax.random.fold_in(key, 0))
+        retained, position = None, jnp.int32(-1)
+        if self.retained is not None:
+            position = jax.random.randint(key_position, (), 0, n, dtype=jnp.int32)
+            retained = self.fk.split(self.retained)[0]
+
+        def move(i):
+            here = None if retained is None else Retained(retained, i == position)
+            return self.fk.init(jax.random.fold_in(key_move, i), fixed, here)
+
+        moved = self.mapping.over(move, jnp.arange(n))
+        kept = self._keep(moved)
+        row = jax.eval_shape(self._first_row, key, moved.state)
+        sites = (*site_names(moved.log_probs), *site_names(row[1]), "an observe or factor")
+        status = self._checked(Status.ok(sites), moved, moved.log_potential, position, -1, first=True)
+        ess, log_evidence = effective_sample_size(moved.log_potential), log_mean_exp(moved.log_potential)
+        history = jnp.full(self.length + 1, jnp.nan, ess.dtype)
+        identity = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (self.length, n))
+        return Population(
+            state=moved.state,
+            log_weights=moved.log_potential,
+            lengths=jnp.zeros(n, jnp.int32),
+            position=position,
+            status=status,
+            initial=kept,
+            store=buffers(row[0], self.length),
+            ancestors=identity,
+            pointers=identity,
+            resampled=jnp.zeros(self.length, bool),
+            ess_history=history.at[0].set(ess),
+            log_evidence_history=history.at[0].set(log_evidence),
+            acceptance=jnp.full(self.length, jnp.nan, ess.dtype),
+        )
+
+    def advance(self, key: PRNGKeyArray, population: Population, start: Int[Array, ""], steps: int) -> Population:
+        """Up to `steps` steps from step `start`; fewer if the length is reached or every particle is done."""
+        if steps == 0 or self.length == 0:
+            return population
+        _, fixed = self.fk.split(self.target.constraints)
+        retained = None if self.retained is None else self.fk.split(self.retained)[1]
+        start = jnp.asarray(start, jnp.int32)
+        stop = jnp.minimum(start + steps, self.length)
+
+        def body(t, population):
+            return self._step(jax.random.fold_in(key, t + 1), population, t, _at(fixed, t), _at(retained, t))
+
+        if self.fk.model.done is None:
+
+            def one(population, t):
+                if self.length % steps == 0:
+                    return body(t, population), None
+                return jax.lax.cond(t < stop, body, lambda t, p: p, t, population), None
+
+            return jax.lax.scan(one, population, start + jnp.arange(steps, dtype=jnp.int32))[0]
+
+        def going(carry):
+            t, population = carry
+            return (t < stop) & ~self._agreed(self._all_done(population), every=True)
+
+        def go(carry):
+            t, population = carry
+            return t + 1, body(t, population)
+
+        return jax.lax.while_loop(going, go, (start, population))[1]
+
+    def finish(self, population: Population) -> Particles:
+        """Weigh what is unfinished by `at_length`, and read the lineages."""
+        ending = self.mapping.over(self.fk.end, population.state)
+        log_weights = population.log_weights + ending
+        # Dying here is dying at the last step's end.
+        status = population.status.then(is_dead(log_weights), DEAD, self.length)
+        log_evidence, ess = log_mean_exp(log_weights), effective_sample_size(log_weights)
+        lineage = trace_back(population.pointers, jnp.arange(self.n_particles, dtype=jnp.int32))
+        initial, store = past(population.initial, population.store, lineage)
+        choices = {**initial.get("choices", {}), **store.get("choices", {})}
+        done_at = jnp.isnan(population.log_evidence_history)
+        return Particles(
+            choices=choices,
+            log_weights=log_weights,
+            log_evidence=log_evidence,
+            ess=ess,
+            status=status,
+            ancestors=population.ancestors,
+            resampled=population.resampled,
+            ess_history=jnp.where(done_at, ess, population.ess_history).at[-1].set(ess),
+            log_evidence_history=jnp.where(done_at, log_evidence, population.log_evidence_history).at[-1].set(log_evidence),
+            acceptance=population.acceptance,
+            lengths=population.lengths,
+            position=population.position,
+            state=drop_hot(population.state),
+            record=store.get("record"),
+        )
+
+    def _step(self, key, population, t, fixed: Given, retained: Given | None) -> Population:
+        key_resample, key_move, key_kernel = (jax.random.fold_in(key, i) for i in range(3))
+        state, log_weights, lengths, position, ancestors, resampled = self._resample(key_resample, population)
+
+        def move(i, state):
+            here = None if retained is None else Retained(retained, i == position)
+            return self.fk.step(jax.random.fold_in(key_move, i), fixed, state, t, here), ~self.fk.model.finished(state)
+
+        moved, active = self.mapping.over(move, jnp.arange(self.n_particles), state)
+        log_weights = log_weights + moved.log_potential
+        status = self._checked(population.status, moved, log_weights, position, t, first=False)
+        population = Population(
+            state=moved.state,
+            log_weights=log_weights,
+            lengths=lengths + active.astype(jnp.int32),
+            position=position,
+            status=status,
+            initial=population.initial,
+            store=set_row(population.store, t, self._keep(moved)),
+            ancestors=set_row(population.ancestors, t, ancestors),
+            pointers=set_row(population.pointers, t, ancestors),
+            resampled=population.resampled.at[t].set(resampled),
+            ess_history=population.ess_history.at[t + 1].set(effective_sample_size(log_weights)),
+            log_evidence_history=population.log_evidence_history.at[t + 1].set(log_mean_exp(log_weights)),
+            acceptance=population.acceptance,
+        )
+        if self.kernel is None:
+            return population
+        return rejuvenate(key_kernel, self.kernel, self.target, self.mapping, population, t)
+
+    def _resample(self, key, population: Population):
+        """Particles, weights and ancestors after the decision; outside the particle vmap, so that it is one."""
+        n = self.n_particles
+        identity = jnp.arange(n, dtype=jnp.int32)
+        kept = (population.state, population.log_weights, population.lengths, population.position, identity)
+        if self.resampler is None:
+            return (*kept, jnp.zeros((), bool))
+        resampler = self.resampler
+        wanted = resampler.needed(population.log_weights) & ~self._all_done(population)
+
+        def draw(population):
+            if self.retained is None:
+                ancestors, position = resampler.ancestors(key, population.log_weights), population.position
+            else:
+                ancestors, position = resampler.conditional(key, population.log_weights, population.position)
+            if self.batch_axis is not None:
+                ancestors = jnp.where(wanted, ancestors, identity)
+                position = jnp.where(wanted, position, population.position)
+            state, lengths = jax.tree.map(lambda x: x[ancestors], (population.state, population.lengths))
+            level = log_mean_exp(population.log_weights)
+            log_weights = jnp.where(wanted, level, population.log_weights)
+            return self.mapping.place((state, log_weights, lengths)), position, ancestors
+
+        def keep(population):
+            return (population.state, population.log_weights, population.lengths), population.position, identity
+
+        (state, log_weights, lengths), position, ancestors = jax.lax.cond(
+            self._agreed(wanted, every=False), draw, keep, population
+        )
+        return state, log_weights, lengths, position, ancestors, wanted
+
+    def _agreed(self, flag: Bool[Array, ""], *, every: bool) -> Bool[Array, ""]:
+        """The flag, or over a batch of targets whether all or any have it: one decision for the batch."""
+        if self.batch_axis is None:
+            return flag
+        reduce = jax.lax.pmin if every else jax.lax.pmax
+        return reduce(flag.astype(jnp.int32), self.batch_axis) > 0
+
+    def _all_done(self, population: Population) -> Bool[Array, ""]:
+        if self.fk.model.done is None:
+            return jnp.zeros((), bool)
+        return jnp.all(jax.vmap(self.fk.model.finished)(population.state))
+
+    def _keep(self, moved: Moved) -> dict[str, Any]:
+        kept = jax.vmap(self.record.keep)(moved.choices, moved.state)
+        if self.kernel is None:
+            return kept
+        return {
+            **kept,
+            "log_probs": moved.log_probs,
+            "active": moved.active,
+            "log_weight": moved.log_weight,
+        }
+
+    def _first_row(self, key, state):
+        """Shapes of what a step stores, and of its log densities."""
+        if self.length == 0:
+            return {}, {}
+        _, fixed = self.fk.split(self.target.constraints)
+        retained = None if self.retained is None else Retained(_at(self.fk.split(self.retained)[1], 0), jnp.ones((), bool))
+        moved = jax.vmap(lambda s: self.fk.step(key, _at(fixed, 0), s, jnp.int32(0), retained))(state)
+        return self._keep(moved), moved.log_probs
+
+    def _checked(self, status: Status, moved: Moved, log_weights, position, t, *, first: bool) -> Status:
+        flags = nan_flags(moved.log_probs, moved.log_potential)
+        names = site_names(moved.log_probs)
+        offset = 0 if first else len(status.sites) - 1 - len(names)
+        last = jnp.int32(len(status.sites) - 1)
+        worst = jnp.argmax(flags).astype(jnp.int32)
+        site = jnp.where(worst == len(names), last, worst + offset)
+        status = status.then(jnp.any(jnp.isnan(log_weights)), NAN, t, site)
+        if self.retained is not None:
+            status = status.then((position < 0) | (log_weights[position] == -jnp.inf), UNSUPPORTED, t)
+        return status.then(is_dead(log_weights), DEAD, t)
+
+
+def _at(given: Given | None, t) -> Given | None:
+    """Row t of given values of steps."""
+    if given is None:
+        return None
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, t, 0, keepdims=False), given)

@@ -1,0 +1,58 @@
+"""What a Markov kernel is: a move of one trace that leaves the target invariant."""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from ...ppl.target import Target
+from ...ppl.trace import Trace
+
+
+class Chain(eqx.Module):
+    """The state of a kernel: a trace of the target, the model's whole state after it, and the acceptance rate so far."""
+
+    trace: Trace
+    state: PyTree
+    acceptance: Float[Array, ""]
+
+
+class Kernel(eqx.Module):
+    """A Markov kernel on traces.
+
+    Law: it leaves the target invariant: if the choices are distributed as the target's normalised density they still are after
+    a move. Inside SMC, weights therefore do not change (a kernel moves particles, it does not weigh them).
+    """
+
+    @abc.abstractmethod
+    def move(
+        self, key: PRNGKeyArray, target: Target, chain: Chain, steps: Int[Array, ""] | None = None
+    ) -> Chain:
+        """One move. With `steps` the target is the model's first so many steps (without `at_length`)."""
+
+    def __call__(self, key: PRNGKeyArray, target: Target, trace: Trace) -> Trace:
+        """One move of a trace of the whole target."""
+        return self.move(key, target, Chain(trace, None, jnp.zeros(())), None).trace
+
+
+class Repeat(Kernel):
+    """`kernel` applied `times` times (0 is allowed and does nothing)."""
+
+    kernel: Kernel
+    times: int = eqx.field(static=True)
+
+    def __check_init__(self):
+        if self.times < 0:
+            raise ValueError(f"Repeat needs a number of times of at least 0, got {self.times}")
+
+    def move(self, key, target, chain, steps=None):
+        """See `Kernel.move`."""
+
+        def once(chain, i):
+            new = self.kernel.move(jax.random.fold_in(key, i), target, chain, steps)
+            return new, new.acceptance
+
+        chain, rates = jax.lax.scan(once, chain, jnp.arange(self.times))
+        return eqx.tree_at(lambda c: c.acceptance, chain, jnp.mean(rates) if self.times else jnp.zeros(()))

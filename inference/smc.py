@@ -1,0 +1,147 @@
+"""Sequential Monte Carlo as an object: a filter, a distribution and an ingredient of other algorithms."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ..ppl.algorithm import Algorithm
+from ..ppl.compiled import compiled
+from ..ppl.feynman_kac import FeynmanKac
+from ..ppl.partial import Choices
+from ..ppl.proposal import Proposal
+from ..ppl.target import Target, as_target
+from .driver import Driver
+from .mapping import Mapping, Vmap
+from .mcmc.kernel import Kernel
+from .particles import Particles
+from .record import Record
+from .resampling import Resampler, Systematic
+
+
+class SMC(Algorithm):
+    """A particle filter: bootstrap, or guided with a `Proposal`, with adaptive resampling and rejuvenation.
+
+    Law: proper weighting, E[(1/N) sum_i w_i f(x_i)] = Z E_post[f(x)], for every number of particles, resampler,
+    threshold, proposal that covers the model's support, and invariant kernel. At each step, in this order:
+    decide, resample (or not), propagate, weigh, rejuvenate, record. The population is returned weighted.
+
+    - `resampler`: one of `Multinomial Stratified Systematic Residual SSP Killing` with its `ess_threshold`, or None
+      (importance sampling).
+    - `kernel`: applied to every particle after each step, its target the steps so far; O(t) a step.
+    - `record`, `mapping`: what to keep, and how to run over particles.
+
+    A second run with new keys, data, thresholds or temperatures compiles nothing.
+    """
+
+    n_particles: int = eqx.field(static=True)
+    resampler: Resampler | None = eqx.field(default_factory=Systematic)
+    proposal: Proposal | None = None
+    kernel: Kernel | None = None
+    record: Record = eqx.field(default_factory=Record.choices)
+    mapping: Mapping = eqx.field(default_factory=Vmap)
+
+    def __check_init__(self):
+        if self.n_particles < 1:
+            raise ValueError(f"SMC needs at least one particle, got n_particles={self.n_particles}")
+        if self.kernel is not None and not (self.record.with_choices and self.record.fn is None):
+            raise ValueError(
+                "a rejuvenation kernel rewrites the choices of the past, so it needs them recorded, and recorded states would be "
+                "out of date: use record=Record.choices()"
+            )
+
+    def run(self, key: PRNGKeyArray, target: Any, *, throw: bool = False) -> Particles:
+        """The weighted population for a target (or a model that needs no args).
+
+        `throw=True` raises `InferenceError` with advice if the status is not ok (on the host, after the run).
+        """
+        return _thrown(_run(self, key, as_target(target), None), throw)
+
+    def run_conditional(
+        self, key: PRNGKeyArray, target: Any, retained: Choices, *, throw: bool = False
+    ) -> Particles:
+        """Conditional SMC: the run given that one particle ends with the choices `retained`.
+
+        Law: draw (x, population) by a posterior draw x and this; then a particle drawn by weight is again a posterior draw
+        (N >= 2 to move), and E[1/Z-hat] = 1/Z. `position` is the retained particle's final index. If
+        `retained` has weight zero the status says so: no run contains it.
+        """
+        if self.kernel is not None:
+            raise ValueError("a conditional run is defined without a rejuvenation kernel: use kernel=None")
+        return _thrown(_run(self, key, as_target(target), retained), throw)
+
+    def random_weighted(self, key: PRNGKeyArray, target: Any) -> tuple[Choices, Float[Array, ""]]:
+        """A draw x ~ q (one particle, by weight) and log w, w = gamma(x) / Z-hat, with E[1/w | x] = 1/q(x).
+
+        A dead run gives w = +inf: it stands for no draw.
+        """
+        key_run, key_pick = jax.random.split(key)
+        target = as_target(target)
+        particles = self.run(key_run, target)
+        index = particles.pick(key_pick)
+        choices = jax.tree.map(lambda x: x[index], particles.choices)
+        dead = jnp.isneginf(particles.log_evidence)
+        log_gamma = target.log_density(choices)
+        return choices, jnp.where(dead, jnp.inf, log_gamma - jnp.where(dead, 0.0, particles.log_evidence))
+
+    def estimate_logpdf(self, key: PRNGKeyArray, target: Any, choices: Choices) -> Float[Array, ""]:
+        """log w, w = gamma(x) / Z-hat of a run that retains x, with E[w] = q(x)."""
+        target = as_target(target)
+        log_gamma = target.log_density(choices)
+        log_evidence = self.run_conditional(key, target, choices).log_evidence
+        return jnp.where(jnp.isneginf(log_gamma), -jnp.inf, log_gamma - log_evidence)
+
+    def driver(self, target: Target, retained: Choices | None = None, batch_axis: str | None = None) -> Driver:
+        """The particle filter on this target, step by step."""
+        return Driver(
+            self.n_particles,
+            target,
+            FeynmanKac(target, self.proposal),
+            self.resampler,
+            self.kernel,
+            self.record,
+            self.mapping,
+            retained,
+            batch_axis,
+        )
+
+
+@compiled
+def _run(smc: SMC, key: PRNGKeyArray, target: Target, retained: Choices | None, batch_axis: str | None = None) -> Particles:
+    driver = smc.driver(target, retained, batch_axis)
+    population = driver.init(key)
+    return driver.finish(driver.advance(key, population, 0, driver.length))
+
+
+def _thrown(particles: Particles, throw: bool) -> Particles:
+    if throw and not isinstance(particles.log_evidence, jax.core.Tracer):
+        particles.status.throw()
+    return particles
+
+
+def run_many(smc: SMC, key: PRNGKeyArray, targets: Target, *, throw: bool = False) -> Particles:
+    """One run for each of a batch of targets, in one compiled call: args and constraints have a leading batch axis.
+
+    The model (its weights) is shared. Resampling is decided once a step for the batch, when any member needs it, and selected
+    for each member: the numbers are those of separate runs with keys fold_in(key, i), up to last bits.
+    """
+    return _thrown(_run_many(smc, key, as_target(targets)), throw)
+
+
+@compiled
+def _run_many(smc: SMC, key: PRNGKeyArray, targets: Target) -> Particles:
+    batched = (targets.args, targets.constraints)
+    sizes = {jnp.shape(x)[0] if jnp.shape(x) else None for x in jax.tree.leaves(batched)}
+    if len(sizes) != 1 or None in sizes:
+        raise ValueError(
+            f"run_many needs args and constraints that all have one leading batch axis; the sizes are {sorted(map(str, sizes))}. Bind "
+            "what is shared to the model with ppl.bind"
+        )
+
+    def one(i, args, constraints):
+        target = Target(targets.model, args, constraints)
+        return _run(smc, jax.random.fold_in(key, i), target, None, "targets")
+
+    return jax.vmap(one, axis_name="targets")(jnp.arange(sizes.pop()), *batched)
