@@ -10,7 +10,7 @@ from typing import Any
 
 import equinox as eqx
 
-from .fingerprint import ByContent, Digest
+from .fingerprint import ByContent, Digest, is_module_class
 
 
 class Code(eqx.Module):
@@ -62,17 +62,18 @@ class Fingerprints:
 
 
 def _collect(node: Any, digest: Digest) -> None:
-    if isinstance(node, ByContent):
+    kind = type(node)
+    if kind is ByContent:
         digest.add(node.fn)
-    elif isinstance(node, eqx.Module):
-        digest.add(type(node))  # of an installed class its name, else its methods
+    elif is_module_class(kind):
+        digest.add(kind)  # of an installed class its name, else its methods
         for child in vars(node).values():
             _collect(child, digest)
-    elif isinstance(node, (tuple, list)):
-        for child in node:
-            _collect(child, digest)
-    elif isinstance(node, dict):
+    elif kind is dict:
         for child in node.values():
             _collect(child, digest)
-    elif isinstance(node, (types.FunctionType, types.MethodType)):
+    elif issubclass(kind, (tuple, list)):
+        for child in node:
+            _collect(child, digest)
+    elif kind in (types.FunctionType, types.MethodType):
         digest.add(node)
