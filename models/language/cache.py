@@ -5,7 +5,7 @@ normalizers (Milakov and Gimelshein, "Online normalizer calculation for softmax"
 arXiv:1805.02867, eq. 4). So the prompt's keys and values exist once, however many particles.
 
 Shapes: H key-value heads, G query heads for each, D the head dimension, S slots of a cache,
-T query tokens. A cache holds keys and values as one array [2, H, S, D].
+T query tokens.
 """
 
 import math
@@ -18,8 +18,14 @@ from jaxtyping import Array, Bool, Float, Int
 BUCKET = 16
 _MASKED = -1e30
 
-Cache = Float[Array, "2 H S D"]
 Query = Float[Array, "H G T D"]
+
+
+class Cache(NamedTuple):
+    """Keys and values of one layer. Apart, so that reading either is no copy."""
+
+    keys: Float[Array, "H S D"]
+    values: Float[Array, "H S D"]
 
 
 class Part(NamedTuple):
@@ -32,14 +38,14 @@ class Part(NamedTuple):
 
 def attend(query: Query, cache: Cache, visible: Bool[Array, "T S"]) -> Part:
     """Attention of each query over the slots it may see; the others have weight exactly zero."""
-    keys, values = cache[0], cache[1]
     scale = 1.0 / math.sqrt(query.shape[-1])
-    scores = jnp.einsum("hgtd,hsd->hgts", query, keys) * scale
+    scores = jnp.einsum("hgtd,hsd->hgts", query, cache.keys) * scale
     visible = jnp.broadcast_to(visible, scores.shape)
     scores = jnp.where(visible, scores, _MASKED)
     top = jnp.max(scores, axis=-1)
     weights = jnp.where(visible, jnp.exp(scores - top[..., None]), 0.0)
-    return Part(top, jnp.sum(weights, -1), jnp.einsum("hgts,hsd->hgtd", weights, values))
+    output = jnp.einsum("hgts,hsd->hgtd", weights, cache.values)
+    return Part(top, jnp.sum(weights, axis=-1), output)
 
 
 def merge(one: Part, other: Part) -> Float[Array, "H G T D"]:
@@ -56,11 +62,11 @@ def attend_filled(query: Query, cache: Cache, slot: Int[Array, ""]) -> Part:
     Only the filled slots, rounded up to a bucket of 16, are read. `slot` must not be batched under
     `vmap`: then the choice of bucket stays a branch.
     """
-    slots = cache.shape[2]
+    slots = cache.keys.shape[1]
 
     def over(size: int) -> Part:
         visible = (jnp.arange(size) <= slot)[None, :]
-        return attend(query, cache[:, :, :size], visible)
+        return attend(query, Cache(cache.keys[:, :size], cache.values[:, :size]), visible)
 
     sizes = [min(size, slots) for size in range(BUCKET, slots + BUCKET, BUCKET)]
     branches = [lambda size=size: over(size) for size in sizes]
@@ -71,6 +77,10 @@ def write(
     cache: Cache, keys: Float[Array, "H T D"], values: Float[Array, "H T D"], slot: Int[Array, ""]
 ) -> Cache:
     """The cache with T keys and values from `slot` on; in place if `slot` is not batched."""
-    block = jnp.stack([keys, values])
     zero = jnp.zeros_like(slot)
-    return jax.lax.dynamic_update_slice(cache, block, (zero, zero, slot, zero))
+    return Cache(
+        *(
+            jax.lax.dynamic_update_slice(old, new, (zero, slot, zero))
+            for old, new in zip(cache, (keys, values), strict=True)
+        )
+    )

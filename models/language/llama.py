@@ -67,8 +67,8 @@ def _rotate(x: Float[Array, "T n d"], positions: Int[Array, "T"], base: float) -
 class Llama(LanguageModel):
     """A decoder with its weights; `head` None means that the embedding is the head (tied).
 
-    The prefix cache is a tuple of [2, kv_head, bucket, head_dim], one a layer; a state's cache the
-    same with `max_tokens` slots, rounded up to a multiple of 16.
+    The prefix cache is a tuple of keys and values [kv_head, bucket, head_dim], one a layer; that of
+    a state has `max_tokens` slots instead, rounded up to a multiple of 16.
     """
 
     embedding: Float[Array, "V d"]
@@ -97,8 +97,8 @@ class Llama(LanguageModel):
         return self.config.context
 
     def _empty(self, slots: int) -> tuple[Cache, ...]:
-        shape = (2, self.config.kv_heads, slots, self.config.head_dim)
-        return tuple(jnp.zeros(shape, self.embedding.dtype) for _ in self.layers)
+        empty = jnp.zeros((self.config.kv_heads, slots, self.config.head_dim), self.embedding.dtype)
+        return tuple(Cache(empty, empty) for _ in self.layers)
 
     def _logits(self, x: Float[Array, "*T d"]) -> Float[Array, "*T V"]:
         head = self.embedding if self.head is None else self.head
@@ -202,8 +202,9 @@ class Llama(LanguageModel):
 
     def _over_prefix(self, prefix: Prefix, index: int, query: Query) -> Part:
         cache = prefix.cache[index]
-        visible = jnp.arange(cache.shape[2]) < prefix.length
-        return attend(query, cache, jnp.broadcast_to(visible, (query.shape[2], cache.shape[2])))
+        slots = cache.keys.shape[1]
+        visible = jnp.arange(slots) < prefix.length
+        return attend(query, cache, jnp.broadcast_to(visible, (query.shape[2], slots)))
 
 
 def _slots(max_tokens: int) -> int:

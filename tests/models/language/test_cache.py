@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from feynkac.models.language.cache import attend, attend_filled, merge, write
+from feynkac.models.language.cache import Cache, attend, attend_filled, merge, write
 
 H, G, D, P, S = 2, 3, 8, 20, 40
 
@@ -14,9 +14,10 @@ H, G, D, P, S = 2, 3, 8, 20, 40
 def arrays():
     keys = jax.random.split(jax.random.key(0), 3)
     query = 3.0 * jax.random.normal(keys[0], (H, G, 1, D))
-    return query, *(
-        jax.random.normal(k, (2, H, n, D)) for k, n in zip(keys[1:], (P, S), strict=True)
+    caches = (
+        Cache(*jax.random.normal(k, (2, H, n, D))) for k, n in zip(keys[1:], (P, S), strict=True)
     )
+    return query, *caches
 
 
 def dense(query, keys, values):
@@ -39,7 +40,7 @@ def test_merged_parts_equal_dense_attention(arrays, length):
     for slot in (0, 15, 16, 31, 39):
         expected = dense(
             query,
-            *(np.concatenate([prefix[i, :, :length], suffix[i, :, : slot + 1]], 1) for i in (0, 1)),
+            *(np.concatenate([prefix[i][:, :length], suffix[i][:, : slot + 1]], 1) for i in (0, 1)),
         )
         np.testing.assert_allclose(two_parts(jnp.int32(slot)), expected, rtol=2e-5, atol=2e-6)
 
@@ -48,7 +49,7 @@ def test_masked_slots_have_weight_zero(arrays):
     query, prefix, _ = arrays
     visible = (jnp.arange(P) < 4)[None, :]
     one = attend(query, prefix, visible)
-    other = attend(query, prefix.at[:, :, 4:].set(1e6), visible)
+    other = attend(query, Cache(*(x.at[:, 4:].set(1e6) for x in prefix)), visible)
     for a, b in zip(one, other, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -58,7 +59,7 @@ def test_nothing_visible_merges_to_the_other_part(arrays):
     nothing = attend(query, prefix, jnp.zeros((1, P), bool))
     whole = attend(query, suffix, jnp.ones((1, S), bool))
     np.testing.assert_allclose(
-        merge(nothing, whole), dense(query, suffix[0], suffix[1]), rtol=2e-5, atol=2e-6
+        merge(nothing, whole), dense(query, *suffix), rtol=2e-5, atol=2e-6
     )
     assert not np.any(nothing.total)
 
@@ -66,6 +67,8 @@ def test_nothing_visible_merges_to_the_other_part(arrays):
 def test_write_touches_only_its_slots(arrays):
     _, prefix, _ = arrays
     keys, values = jnp.full((H, 3, D), 7.0), jnp.full((H, 3, D), 9.0)
-    expected = np.array(prefix)
-    expected[0, :, 5:8], expected[1, :, 5:8] = 7.0, 9.0
-    np.testing.assert_array_equal(jax.jit(write)(prefix, keys, values, jnp.int32(5)), expected)
+    written = jax.jit(write)(prefix, keys, values, jnp.int32(5))
+    for got, old, value in zip(written, prefix, (7.0, 9.0), strict=True):
+        expected = np.array(old)
+        expected[:, 5:8] = value
+        np.testing.assert_array_equal(got, expected)
