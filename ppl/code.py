@@ -1,7 +1,8 @@
 """A function as a static, hashable part of a program: equal when its code and what it closes over are equal.
 
-JAX compiles once per static structure. A notebook cell that is run again makes a new function object of
-the same code; compared by content it is the same structure, and nothing is compiled again.
+JAX compiles once per static structure. A notebook cell that is run again makes a new function
+object of the same code; compared by content it is the same structure, and nothing is compiled
+again.
 """
 
 import types
@@ -77,3 +78,10 @@ def _collect(node: Any, digest: Digest) -> None:
             _collect(child, digest)
     elif kind in (types.FunctionType, types.MethodType):
         digest.add(node)
+
+
+def closes_over_tracer(tree: Any) -> bool:
+    """Does any code in the tree name a value that is being traced?"""
+    digest = Digest()
+    _collect(tree, digest)
+    return digest.traced

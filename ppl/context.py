@@ -47,7 +47,8 @@ class Context:
                 self._support[name] = distributions.finite_support(distribution)
         else:
             raise ProgramError(
-                f"site {self._at(name)} got a {type(distribution).__name__}, not a distribution. Instead of this, "
+                f"site {self._at(name)} got a {type(distribution).__name__}, not a distribution. "
+                "Instead of this, "
                 "give a NumPyro distribution, ppl.Token, ppl.marginal(...) or ppl.normalize(...); "
                 "a program is called with ctx.call(name, program, *args)."
             )
@@ -59,7 +60,8 @@ class Context:
         self._enter(name)
         if not isinstance(distribution, dist.Distribution):
             raise ProgramError(
-                f"observe {self._at(name)} needs a NumPyro distribution, got {type(distribution).__name__}"
+                f"observe {self._at(name)} needs a NumPyro distribution, got "
+                f"{type(distribution).__name__}"
             )
         value = self._shaped(name, distribution, jnp.asarray(value))
         self._weigh(distributions.log_density(distribution, value, check=True))
@@ -70,7 +72,8 @@ class Context:
         log_weight = jnp.asarray(log_weight, dtype=self._log_weight.dtype)
         if log_weight.shape:
             raise ProgramError(
-                f"factor {self._at(name)} has shape {log_weight.shape}: give one number, for example its sum"
+                f"factor {self._at(name)} has shape {log_weight.shape}: give one number, for "
+                "example its sum"
             )
         self._weigh(log_weight)
 
@@ -79,13 +82,15 @@ class Context:
         self._enter(name)
         if not isinstance(program, GenerativeFunction):
             raise ProgramError(
-                f"call {self._at(name)} needs a program, got {type(program).__name__}. Decorate the function with "
+                f"call {self._at(name)} needs a program, got {type(program).__name__}. Decorate "
+                "the function with "
                 "@ppl.program; a distribution is drawn with ctx.sample(name, distribution)."
             )
         given = self._given.get(name, {})
         if isinstance(given, Partial):
             raise ProgramError(
-                f"{self._at(name)} is a call: constrain its sites in a dict {{{name!r}: {{site: value}}}}, not with one value"
+                f"{self._at(name)} is a call: constrain its sites in a dict "
+                f"{{{name!r}: {{site: value}}}}, not with one value"
             )
         out = program.run(self._key_for(name), given, args, self._request.inside(name))
         self._choices[name], self._log_probs[name] = out.choices, out.log_probs
@@ -98,10 +103,17 @@ class Context:
         for name in self._given:
             if name not in self._choices:
                 near = difflib.get_close_matches(name, self._choices, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else f" It has {sorted(self._choices)}."
-                what = " (it is observed or a factor: change the args instead)" if name in self._names else ""
+                hint = (
+                    f" Did you mean {near[0]!r}?" if near else f" It has {sorted(self._choices)}."
+                )
+                what = (
+                    " (it is observed or a factor: change the args instead)"
+                    if name in self._names
+                    else ""
+                )
                 raise ProgramError(
-                    f"a value was given for {self._at(name)}, which the program does not sample{what}.{hint}"
+                    f"a value was given for {self._at(name)}, which the program does not "
+                    f"sample{what}.{hint}"
                 )
         support = self._support if self._request.support else None
         return Outcome(
@@ -121,14 +133,18 @@ class Context:
             )
         if trace_state() != self._entered:
             raise ProgramError(
-                f"site {self._at(name)} is inside a raw JAX transformation (jit, scan, vmap, cond, grad, ...), "
+                f"site {self._at(name)} is inside a raw JAX transformation (jit, scan, vmap, "
+                "cond, grad, ...), "
                 "where it would be traced once and its choices lost. Instead of jax.lax.scan do "
-                "ctx.call(name, ppl.scan(program), carry, xs); likewise ppl.vmap and ppl.cond; put jit around the whole inference."
+                "ctx.call(name, ppl.scan(program), carry, xs); likewise ppl.vmap and ppl.cond; "
+                "put jit around the whole inference."
             )
         self._names.append(name)
 
     def _key_for(self, name: str) -> PRNGKeyArray | None:
-        return None if self._key is None else jax.random.fold_in(self._key, zlib.crc32(name.encode()))
+        return (
+            None if self._key is None else jax.random.fold_in(self._key, zlib.crc32(name.encode()))
+        )
 
     def _weigh(self, log_weight: Float[Array, ""]) -> None:
         self._log_weight = self._log_weight + log_weight.astype(self._log_weight.dtype)
@@ -137,12 +153,14 @@ class Context:
         if given is None or given.mask is not None:
             if self._request.complete:
                 raise ProgramError(
-                    f"no value for site {self._at(name)}: assess needs every choice. Give it, or use "
+                    f"no value for site {self._at(name)}: assess needs every choice. Give it, or "
+                    "use "
                     "generate, which draws what is missing."
                 )
         if given is not None and given.mask is not None and jnp.shape(given.mask):
             raise ProgramError(
-                f"the mask of the value given for {self._at(name)} has {jnp.ndim(given.mask)} axes too many: masks range over "
+                f"the mask of the value given for {self._at(name)} has {jnp.ndim(given.mask)} "
+                "axes too many: masks range over "
                 "the instances made by vmap, scan and time, not over a distribution's own shape"
             )
 
@@ -160,7 +178,8 @@ class Context:
             return distribution.random_weighted(key)
         if key is None:
             raise ProgramError(
-                f"the density at {self._at(name)} is estimated, not computed: call assess(choices, *args, key=key)"
+                f"the density at {self._at(name)} is estimated, not computed: call "
+                "assess(choices, *args, key=key)"
             )
         log_prob = distribution.estimate_logpdf(key, given.value)
         if given.mask is None:
@@ -173,13 +192,18 @@ class Context:
         if isinstance(value, dict) or jnp.shape(value) != like.shape:
             got = "a dict" if isinstance(value, dict) else f"shape {jnp.shape(value)}"
             raise ProgramError(
-                f"the value for {self._at(name)} has {got}, but {type(distribution).__name__} has shape {like.shape}"
+                f"the value for {self._at(name)} has {got}, but {type(distribution).__name__} has "
+                f"shape {like.shape}"
             )
         kinds = (jnp.inexact, jnp.integer, jnp.bool_)
-        order = [next(i for i, k in enumerate(kinds) if jnp.issubdtype(x.dtype, k)) for x in (like, value)]
+        order = [
+            next(i for i, k in enumerate(kinds) if jnp.issubdtype(x.dtype, k))
+            for x in (like, value)
+        ]
         if order[0] > order[1]:
             raise ProgramError(
-                f"the value for {self._at(name)} is {value.dtype}, but {type(distribution).__name__} draws {like.dtype}: "
+                f"the value for {self._at(name)} is {value.dtype}, but "
+                f"{type(distribution).__name__} draws {like.dtype}: "
                 "convert it first, so that nothing is rounded silently"
             )
         return value.astype(like.dtype)

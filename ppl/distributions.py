@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,12 @@ from .inverse_cdf import inverse_cdf
 class Token(dist.Distribution):
     """A categorical distribution made for vocabularies: masked, drawn with two uniforms.
 
-    `logits` [..., V] are unnormalised, nats; tokens where `mask` [..., V] is false, or whose logit is -inf, have
-    probability zero and are never drawn. A draw inverts the cumulative sum in two levels, block and token
-    within the block, with independent uniforms, so that float32's 23 bits limit neither (tokens of
-    probability below 1e-6 come up at their rate). If every token is masked the distribution is empty: the
-    draw is token 0 with log-probability -inf, which gives a particle weight zero.
+    `logits` [..., V] are unnormalised, nats; tokens where `mask` [..., V] is false, or whose
+    logit is -inf, have probability zero and are never drawn. A draw inverts the cumulative sum in
+    two levels, block and token within the block, with independent uniforms, so that float32's 23
+    bits limit neither (tokens of probability below 1e-6 come up at their rate). If every token is
+    masked the distribution is empty: the draw is token 0 with log-probability -inf, which gives a
+    particle weight zero.
     """
 
     arg_constraints = {"logits": constraints.real_vector}
@@ -36,13 +38,18 @@ class Token(dist.Distribution):
         logits = jnp.asarray(logits)
         if logits.ndim == 0 or logits.shape[-1] == 0:
             raise ValueError(
-                f"Token needs logits of shape [..., vocabulary] with a non-empty vocabulary, got {logits.shape}"
+                f"Token needs logits of shape [..., vocabulary] with a non-empty vocabulary, got "
+                f"{logits.shape}"
             )
         if mask is not None and jnp.shape(mask)[-1:] != logits.shape[-1:]:
             raise ValueError(
-                f"the mask has shape {jnp.shape(mask)} but the logits {logits.shape}: give one boolean a token"
+                f"the mask has shape {jnp.shape(mask)} but the logits {logits.shape}: give one "
+                "boolean a token"
             )
-        self.logits, self._mask = logits, mask
+        if not jnp.issubdtype(logits.dtype, jnp.floating):
+            raise ValueError(f"Token needs floating-point logits, got {logits.dtype}")
+        self.logits = logits
+        self._mask = None if mask is None else jnp.asarray(mask, bool)
         super().__init__(batch_shape=logits.shape[:-1], validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
@@ -50,16 +57,36 @@ class Token(dist.Distribution):
         """Tokens 0 .. V-1."""
         return constraints.integer_interval(0, self.logits.shape[-1] - 1)
 
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The leading axes of the logits; not stored, so that `vmap` over a Token sees its own."""
+        return jnp.shape(self.logits)[:-1]
+
+    def tree_flatten(self):
+        """Logits and mask are leaves, nothing is static."""
+        return (self.logits, self._mask), None
+
+    @classmethod
+    def tree_unflatten(cls, aux_data, params):
+        """Rebuild without checks: the leaves may be placeholders."""
+        token = cls.__new__(cls)
+        token.logits, token._mask = params
+        token._batch_shape, token._event_shape, token._validate_args = (), (), None
+        return token
+
     def _allowed(self):
-        logits = self.logits
+        """Logits, in float32 at least, -inf where masked."""
+        dtype = jnp.finfo(
+            jnp.float32 if self.logits.dtype.itemsize < 4 else self.logits.dtype
+        ).dtype
+        logits = self.logits.astype(dtype)
         if self._mask is not None:
             mask = jnp.broadcast_to(self._mask, logits.shape)
             logits = jnp.where(mask, logits, -jnp.inf)
         return logits
 
-    def _blocks(self):
+    def _blocks(self, logits):
         """Weights in blocks [..., blocks, size] relative to the largest logit, and that logit."""
-        logits = self._allowed()
         top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
         top = jnp.where(jnp.isneginf(top), jnp.zeros_like(top), top)
         weights = jnp.exp(logits - top)
@@ -72,32 +99,47 @@ class Token(dist.Distribution):
     @property
     def log_normalizer(self) -> Float[Array, "*batch"]:
         """Log of the sum of exp(logits) over the unmasked tokens, nats: the mass that the mask leaves."""
-        blocks, top = self._blocks()
-        return jnp.log(blocks.sum(-1).sum(-1)) + top
+        return self._log_normalizer(self._allowed())
+
+    def _log_normalizer(self, logits):
+        blocks, top = self._blocks(logits)
+        sums = blocks.sum(-1).sum(-1)
+        empty = sums == 0
+        return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, sums)) + top)
 
     def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Int[Array, "..."]:
         """Draws [sample_shape, batch], int32."""
-        blocks, _ = self._blocks()
-        shape = sample_shape + self.batch_shape
-        blocks = jnp.broadcast_to(blocks, shape + blocks.shape[-2:])
-        u = jax.random.uniform(key, (2, *shape), dtype=blocks.dtype)
-        block = inverse_cdf(blocks.sum(-1), u[0])
-        inside = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
-        token = block * blocks.shape[-1] + inverse_cdf(inside, u[1])
-        empty = blocks.sum(-1).sum(-1) == 0
-        return jnp.where(empty, jnp.zeros_like(token), token)
+        blocks, _ = self._blocks(self._allowed())
+        sums = blocks.sum(-1)
+        empty = sums.sum(-1) == 0
+
+        def one(u):
+            block = inverse_cdf(sums, u[0])
+            inside = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
+            token = block * blocks.shape[-1] + inverse_cdf(inside, u[1])
+            return jnp.where(empty, jnp.zeros_like(token), token)
+
+        n = math.prod(sample_shape)
+        u = jax.random.uniform(key, (n, 2, *self.batch_shape), dtype=blocks.dtype)
+        if n == 1:
+            return one(u[0]).reshape(*sample_shape, *self.batch_shape)
+        return jax.vmap(one)(u).reshape(*sample_shape, *self.batch_shape)
 
     def log_prob(self, value: Int[Array, "..."], intermediates=None) -> Float[Array, "..."]:
-        """Log-probability in nats; -inf for a masked token and throughout an empty distribution."""
+        """Log-probability in nats; -inf for what is masked or no token, and throughout an empty distribution."""
         logits = self._allowed()
         value = jnp.asarray(value)
         shape = jnp.broadcast_shapes(value.shape, self.batch_shape)
-        logits = jnp.broadcast_to(logits, shape + logits.shape[-1:])
         index = jnp.broadcast_to(value, shape)[..., None]
+        n = logits.shape[-1]
+        inside = (index[..., 0] >= 0) & (index[..., 0] < n)
+        normalizer = jnp.broadcast_to(self._log_normalizer(logits), shape)
+        logits = jnp.broadcast_to(logits, shape + (n,))
         at = jnp.take_along_axis(logits, index, axis=-1, mode="clip")[..., 0]
-        safe = jnp.where(jnp.isneginf(at), jnp.zeros_like(at), at)
-        normalizer = jnp.broadcast_to(self.log_normalizer, shape)
-        return jnp.where(jnp.isneginf(at), -jnp.inf, safe - normalizer)
+        possible = inside & ~jnp.isneginf(at)
+        # The second `where` keeps gradients free of inf - inf.
+        safe = jnp.where(possible, at - normalizer, 0.0)
+        return jnp.where(possible, safe, -jnp.inf)
 
     def enumerate_support(self, expand: bool = True) -> Int[Array, "v *batch"]:
         """All tokens along a new leading axis."""
@@ -145,13 +187,17 @@ def log_density(d: dist.Distribution, value: Array, *, check: bool) -> Float[Arr
         return jnp.sum(d.log_prob(value))
     inside = d.support(value)
     # The inside of the support stands in for a value outside, so that no gradient is NaN.
-    feasible = d.support.feasible_like(value)
-    log_prob = d.log_prob(jnp.where(inside, value, feasible))
-    return jnp.sum(jnp.where(inside, log_prob, -jnp.inf))
+    event = (1,) * (jnp.ndim(value) - jnp.ndim(inside))
+    safe = jnp.where(inside.reshape(inside.shape + event), value, d.support.feasible_like(value))
+    if isinstance(d, dist.MaskedDistribution):
+        inside = inside | ~jnp.asarray(d._mask, bool)
+    return jnp.sum(jnp.where(inside, d.log_prob(safe), -jnp.inf))
 
 
 def _checkable(support) -> bool:
     """Scalar supports other than the whole line: tests such as 'is a simplex' depend on rounding."""
+    while isinstance(support, type(constraints.real_vector)):  # an event of independent scalars
+        support = support.base_constraint
     return (
         support is not None
         and getattr(support, "event_dim", 1) == 0
@@ -169,13 +215,13 @@ def finite_support(d: dist.Distribution) -> Array | None:
     except NotImplementedError:
         return None
     like = drawn_like(d)
-    size, n = values.shape[0], max(1, _prod(d.batch_shape))
-    flat = values.reshape(size, *d.event_shape) if _prod(values.shape[1:]) == _prod(d.event_shape) else None
+    size, n = values.shape[0], max(1, math.prod(d.batch_shape))
+    flat = (
+        values.reshape(size, *d.event_shape)
+        if math.prod(values.shape[1:]) == math.prod(d.event_shape)
+        else None
+    )
     if flat is None:
         return None
     digits = jnp.stack(jnp.meshgrid(*[jnp.arange(size)] * n, indexing="ij"), -1).reshape(-1, n)
     return flat[digits].reshape(-1, *like.shape).astype(like.dtype)
-
-
-def _prod(shape) -> int:
-    return functools.reduce(lambda a, b: a * b, shape, 1)

@@ -1,8 +1,9 @@
 """The Feynman-Kac view of a target: transition kernels and log potentials for one particle.
 
-With the model's own draws this is the bootstrap filter, with a `Proposal` the guided filter (Chopin and
-Papaspiliopoulos 2020, chapter 10). A potential is the density of what the model was made to take (constraints,
-observations, factors, proposed sites) over the density of what was proposed.
+With the model's own draws this is the bootstrap filter, with a `Proposal` the guided filter
+(Chopin and Papaspiliopoulos 2020, chapter 10). A potential is the density of what the model was
+made to take (constraints, observations, factors, proposed sites) over the density of what was
+proposed.
 """
 
 from typing import Any
@@ -82,6 +83,7 @@ class FeynmanKac(eqx.Module):
         retained: Retained | None = None,
     ) -> Moved:
         """The move at step t; a particle that is done stays, with log potential 0."""
+
         def model(key, given):
             return self.model.advance(key, given, state, t, self.target.args)
 
@@ -119,11 +121,13 @@ def _move(
     clash = sorted(set(names) & set(given))
     if clash:
         raise ProgramError(
-            f"the proposal draws {clash}, which the target's constraints fix: leave them out of the proposal"
+            f"the proposal draws {clash}, which the target's constraints fix: leave them out of "
+            "the proposal"
         )
     proposed = overlay(as_given(draft.choices), given)
     out = model(key_model, overlay(proposed, kept))
-    # A proposal that could draw nothing (an empty distribution) leaves the particle without a successor.
+    # A proposal that could draw nothing (an empty distribution) leaves the particle without a
+    # successor.
     density = total(draft.log_probs)
     log_potential = jnp.where(
         jnp.isneginf(density), -jnp.inf, _weight(out, proposed) + draft.log_weight - density

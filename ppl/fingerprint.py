@@ -1,7 +1,8 @@
 """Digests of functions by content: code, defaults, closure and the globals and module attributes they name.
 
-What is installed (the standard library, third-party packages, this package) is taken to be constant and
-digested by its qualified name, so that a digest costs microseconds and never wanders into a library.
+What is installed (the standard library, third-party packages, this package) is taken to be
+constant and digested by its qualified name, so that a digest costs microseconds and never wanders
+into a library.
 """
 
 import builtins
@@ -28,7 +29,8 @@ LARGE_CONSTANT = 1 << 20
 """Bytes above which a closed-over array is refused."""
 
 _GENERATED = frozenset(
-    "__dict__ __weakref__ __module__ __doc__ __annotations__ __qualname__ __firstlineno__ __slots__ "
+    "__dict__ __weakref__ __module__ __doc__ __annotations__ __qualname__ __firstlineno__ "
+    "__slots__ "
     "__dataclass_fields__ __dataclass_params__ __match_args__ __abstractmethods__ __parameters__ "
     "__static_attributes__ __orig_bases__ _abc_impl".split()
 )
@@ -66,6 +68,7 @@ class Digest:
         self._seen: dict[Any, int] = {}
         self._alive: list = []  # ids are only unique among objects that live
         self._path: list[str] = []
+        self.traced = False
 
     def add(self, value: Any) -> None:
         """Append the digest of any value that a program may name."""
@@ -81,6 +84,7 @@ class Digest:
             if self._visit(value):
                 self._object(value)
         elif isinstance(value, jax.core.Tracer):
+            self.traced = True
             self.tokens += ("tracer", Identity(value))
         elif isinstance(value, (np.ndarray, np.generic, jax.Array)):
             self._array(value)
@@ -237,8 +241,10 @@ class Digest:
         if value.nbytes > LARGE_CONSTANT:
             *_, fn, name = ("a program", "an array", *self._path)
             raise ProgramError(
-                f"{fn} closes over {name!r}, which holds an array of {value.nbytes / 2**20:.1f} MB. It would be baked "
-                "into the compiled code as a constant. Instead make it an argument of the function and write "
+                f"{fn} closes over {name!r}, which holds an array of {value.nbytes / 2**20:.1f} "
+                "MB. It would be baked "
+                "into the compiled code as a constant. Instead make it an argument of the "
+                "function and write "
                 f"ppl.bind(program, {name})."
             )
         self.tokens.append(_jax_array(value) if isinstance(value, jax.Array) else _bytes(value))

@@ -1,9 +1,10 @@
 """The generative-function interface: six operations, all defined from one run with some sites given.
 
-A generative function with args a has an unnormalised density over choices x: the product of its sites'
-densities p(x; a), `score`, times exp(log_weight), the product of its `observe` and `factor` terms. A run
-with some sites given draws the rest from p one after the other; every operation is such a run and a
-difference of log densities. Terminology: Cusumano-Towner et al. 2019, "Gen", section 3.
+A generative function with args a has an unnormalised density over choices x: the product of its
+sites' densities p(x; a), `score`, times exp(log_weight), the product of its `observe` and
+`factor` terms. A run with some sites given draws the rest from p one after the other; every
+operation is such a run and a difference of log densities. Terminology: Cusumano-Towner et al.
+2019, "Gen", section 3.
 """
 
 import abc
@@ -23,8 +24,8 @@ from .trace import Trace
 class Request(eqx.Module):
     """How to run: static, handed down to every callee.
 
-    `complete`: a site without a value is an error. `support`: also report each site's finite support.
-    `where`: the calls we are in, for messages.
+    `complete`: a site without a value is an error. `support`: also report each site's finite
+    support. `where`: the calls we are in, for messages.
     """
 
     complete: bool = eqx.field(static=True, default=False)
@@ -34,6 +35,10 @@ class Request(eqx.Module):
     def inside(self, name: str) -> "Request":
         """The request for a callee."""
         return Request(self.complete, self.support, (*self.where, name))
+
+
+PLAIN = Request()
+"""The request of an ordinary run."""
 
 
 class Outcome(eqx.Module):
@@ -49,7 +54,12 @@ class Outcome(eqx.Module):
     def trace(self) -> Trace:
         """The trace of this run."""
         return Trace(
-            self.choices, total(self.log_probs), self.log_weight, self.retval, self.log_probs, self.active
+            self.choices,
+            total(self.log_probs),
+            self.log_weight,
+            self.retval,
+            self.log_probs,
+            self.active,
         )
 
 
@@ -58,7 +68,7 @@ class GenerativeFunction(eqx.Module):
 
     @abc.abstractmethod
     def run(
-        self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = Request()
+        self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = PLAIN
     ) -> Outcome:
         """Run with the `given` sites fixed and the others drawn from their distributions.
 
@@ -74,8 +84,8 @@ class GenerativeFunction(eqx.Module):
     ) -> tuple[Float[Array, ""], PyTree]:
         """Log of the unnormalised density at `choices` (score + log_weight, nats), and the return value.
 
-        Every site needs a value. Where a density is only estimated (`marginal`, `normalize`) a key is
-        needed and the exponential of the result is an unbiased estimate.
+        Every site needs a value. Where a density is only estimated (`marginal`, `normalize`) a
+        key is needed and the exponential of the result is an unbiased estimate.
         """
         out = self.run(key, as_given(choices), args, Request(complete=True))
         return total(out.log_probs) + out.log_weight, out.retval
@@ -112,8 +122,9 @@ class GenerativeFunction(eqx.Module):
     ) -> tuple[Trace, Float[Array, ""]]:
         """Draw the selected choices anew from their distributions and keep the rest.
 
-        log_w is the log Metropolis-Hastings ratio of this move: densities of fresh draws, forward and in
-        reverse, have cancelled. Estimated densities of the old trace are the stored ones (pseudo-marginal).
+        log_w is the log Metropolis-Hastings ratio of this move: densities of fresh draws, forward
+        and in reverse, have cancelled. Estimated densities of the old trace are the stored ones
+        (pseudo-marginal).
         """
         out, log_w = redraw(lambda given: self.run(key, given, args), trace, selection)
         return out.trace(), log_w
@@ -121,7 +132,8 @@ class GenerativeFunction(eqx.Module):
     def project(self, trace: Trace, selection: Selection, *args: PyTree) -> Float[Array, ""]:
         """Log density of the selected choices within the trace, nats: the part of `score` they stand for.
 
-        `args` are those the trace was made with; the densities come from the trace, estimates included.
+        `args` are those the trace was made with; the densities come from the trace, estimates
+        included.
         """
         return total(trace.log_probs, selection.masks(trace.log_probs))
 
@@ -196,6 +208,4 @@ def _replaced(trace: Trace, changes: Given, out: Outcome) -> Choices:
         gone = jnp.zeros_like(before) if changed is not None else after
         return Partial(value, before & ~gone)
 
-    return prune(
-        walk(leaf, trace.log_probs, trace.choices, changes, trace.active, out.active)
-    )
+    return prune(walk(leaf, trace.log_probs, trace.choices, changes, trace.active, out.active))

@@ -8,10 +8,11 @@ from jaxtyping import PyTree
 class Hot(eqx.Module):
     """Marks a large part of a state-space model's state, such as a key-value cache.
 
-    What is inside is carried from step to step and gathered at resampling, and appears in no trace, no
-    record and no result: there it is `Hot(None)`. It has to be a deterministic function of args and
-    choices, because `StateSpace.replay` rebuilds it from them. The hot state of a particle that has
-    finished is unspecified (it is not frozen, which would copy it at every step).
+    What is inside is carried from step to step and gathered at resampling, and appears in no
+    trace, no record and no result: there it is `Hot(None)`. It has to be a deterministic function
+    of args and choices, because `StateSpace.replay` rebuilds it from them. The hot state of a
+    particle that has finished is unspecified (it is not frozen, which would copy it at every
+    step).
     """
 
     value: PyTree = None
@@ -29,6 +30,4 @@ def drop_hot(tree: PyTree) -> PyTree:
 
 def map_cold(fn, tree: PyTree, *rest: PyTree) -> PyTree:
     """`jax.tree.map` outside `Hot` nodes; of these the one in `tree` is kept as it is."""
-    return jax.tree.map(
-        lambda x, *xs: x if is_hot(x) else fn(x, *xs), tree, *rest, is_leaf=is_hot
-    )
+    return jax.tree.map(lambda x, *xs: x if is_hot(x) else fn(x, *xs), tree, *rest, is_leaf=is_hot)

@@ -7,8 +7,9 @@ from jaxtyping import Array, Float, Int
 def inverse_cdf(weights: Float[Array, "*b n"], uniform: Float[Array, "*b"]) -> Int[Array, "*b"]:
     """The first index whose cumulative weight exceeds uniform x total, among those of positive weight.
 
-    Weights are non-negative, in any scale. The answer has positive weight even where rounding makes the
-    cumulative sum end below its total or dip, and at uniform = 0; a row of zeros gives its last index.
+    Weights are non-negative, in any scale. The answer has positive weight even where rounding
+    makes the cumulative sum end below its total or dip, and at uniform = 0; a row of zeros gives
+    its last index.
     """
     cumulative = jnp.cumsum(weights, axis=-1)
     positive = weights > 0

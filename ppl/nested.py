@@ -1,7 +1,8 @@
 """Inference as a distribution: `marginal` and `normalize` (Lew, Ghavamizadeh, Rinard, Mansinghka 2023).
 
-Both sample and estimate densities through an `Algorithm`; where the algorithm needs the density of a value it retains that
-value in a conditional run, so that the estimates are unbiased for adaptive resampling too.
+Both sample and estimate densities through an `Algorithm`; where the algorithm needs the density
+of a value it retains that value in a conditional run, so that the estimates are unbiased for
+adaptive resampling too.
 """
 
 from typing import Any
@@ -55,7 +56,9 @@ class Marginal(EstimatedDistribution):
         return Target(self.target.model, self.target.args, self.target.joined(value))
 
 
-def split_choices(selection: Selection, log_probs: Any, choices: Choices) -> tuple[Choices, Choices]:
+def split_choices(
+    selection: Selection, log_probs: Any, choices: Choices
+) -> tuple[Choices, Choices]:
     """Choices in and out of a selection of whole sites."""
     masks = selection.masks(log_probs)
 
@@ -63,7 +66,8 @@ def split_choices(selection: Selection, log_probs: Any, choices: Choices) -> tup
         def leaf(path, mask, value):
             if not isinstance(mask, bool):
                 raise ProgramError(
-                    f"a marginal keeps whole sites, but the selection cuts {'/'.join(path)!r} by steps: select it by name"
+                    f"a marginal keeps whole sites, but the selection cuts {'/'.join(path)!r} by "
+                    "steps: select it by name"
                 )
             return value if mask is wanted else None
 
@@ -75,9 +79,9 @@ def split_choices(selection: Selection, log_probs: Any, choices: Choices) -> tup
 def normalize(target: Any, algorithm: Algorithm) -> Normalize:
     """The posterior of a target as a distribution: `ctx.sample("z", ppl.normalize(target, inference.SMC(...)))`.
 
-    Law: the algorithm's output law q, which tends to the posterior as its budget grows; its density is
-    estimated without bias, so that a proposal or guide that uses it is properly weighted at any budget. The
-    value is the target's choices.
+    Law: the algorithm's output law q, which tends to the posterior as its budget grows; its
+    density is estimated without bias, so that a proposal or guide that uses it is properly
+    weighted at any budget. The value is the target's choices.
     """
     return Normalize(as_target(target), algorithm)
 
@@ -85,10 +89,13 @@ def normalize(target: Any, algorithm: Algorithm) -> Normalize:
 def marginal(target: Any, selection: Selection, algorithm: Algorithm) -> Marginal:
     """The law of the selected choices of a program, the others integrated out by the algorithm.
 
-    Law: exactly the program's marginal; density estimates E[w] = p(x), E[1/w | x] = 1/p(x). The program must have no
-    `observe` or `factor` (it has to be a normalised law); its constraints, if any, must be empty.
+    Law: exactly the program's marginal; density estimates E[w] = p(x), E[1/w | x] = 1/p(x). The
+    program must have no `observe` or `factor` (it has to be a normalised law); its constraints,
+    if any, must be empty.
     """
     target = as_target(target)
     if target.constraints:
-        raise ProgramError("ppl.marginal takes a program without constraints: use ppl.normalize for a posterior")
+        raise ProgramError(
+            "ppl.marginal takes a program without constraints: use ppl.normalize for a posterior"
+        )
     return Marginal(target, selection, algorithm)

@@ -18,9 +18,9 @@ Given = dict[str, Any]
 class Partial(eqx.Module):
     """A value for a site, given where `mask` is true and left to be drawn elsewhere.
 
-    `mask` ranges over the instance axes of the site (those added by `vmap`, `scan` and time), or is None:
-    given everywhere. A `Partial` may stand wherever a constraint is expected:
-    `{"token": ppl.Partial(tokens, jnp.arange(64) < 5)}` fixes the first five tokens.
+    `mask` ranges over the instance axes of the site (those added by `vmap`, `scan` and time), or
+    is None: given everywhere. A `Partial` may stand wherever a constraint is expected: `{"token":
+    ppl.Partial(tokens, jnp.arange(64) < 5)}` fixes the first five tokens.
     """
 
     value: PyTree
@@ -39,7 +39,8 @@ def as_given(choices: Choices | None) -> Given:
 
     def wrap(node):
         if isinstance(node, Partial):
-            return Partial(jax.tree.map(jnp.asarray, node.value), node.mask)
+            mask = None if node.mask is None else jnp.asarray(node.mask, bool)
+            return Partial(jax.tree.map(jnp.asarray, node.value), mask)
         if isinstance(node, dict):
             return {name: wrap(child) for name, child in node.items()}
         return Partial(jax.tree.map(jnp.asarray, node))
@@ -103,15 +104,17 @@ def walk(fn: Callable, log_probs: Any, *trees: Any, path: tuple[str, ...] = ()) 
 def total(log_probs: Any, mask: Any = None) -> Float[Array, ""]:
     """Sum of the log densities of all site instances, or of those where `mask` holds.
 
-    `mask` is a tree parallel to `log_probs` with leaves True, False or boolean arrays over the instances.
+    `mask` is a tree parallel to `log_probs` with leaves True, False or boolean arrays over the
+    instances.
     """
     terms: list = []
+    dtype = jnp.zeros(()).dtype
 
     def add(_, log_prob, keep):
         if keep is False:
             return
         kept = log_prob if keep is True else where_leading(keep, log_prob, jnp.zeros_like(log_prob))
-        terms.append(jnp.sum(kept))
+        terms.append(jnp.sum(kept).astype(dtype))
 
     if mask is None:
         walk(lambda path, lp: add(path, lp, True), log_probs)

@@ -12,9 +12,10 @@ from .program import as_program
 class Proposal(eqx.Module):
     """`Proposal(step, init)`: draws the sites it names; the model draws the rest.
 
-    `step(ctx, state, t, *args)` proposes sites of the model's step, and `init(ctx, *args)` (for a program as
-    target the only one needed) sites of its init; args are the model's. What the model says is impossible may be
-    proposed (its weight is zero); what the model says is possible must be (else the target is changed).
+    `step(ctx, state, t, *args)` proposes sites of the model's step, and `init(ctx, *args)` (for a
+    program as target the only one needed) sites of its init; args are the model's. What the model
+    says is impossible may be proposed (its weight is zero); what the model says is possible must
+    be (else the target is changed).
     """
 
     step: GenerativeFunction | None

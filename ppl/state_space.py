@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .code import Code
-from .combinators.branches import gate
+from .combinators.branches import check_alike, run_gated
 from .errors import ProgramError
-from .generative import GenerativeFunction, Outcome, Request
+from .generative import PLAIN, GenerativeFunction, Outcome, Request
 from .hot import drop_hot, map_cold
 from .partial import Choices, Given, as_given, walk
 from .program import as_program
@@ -33,6 +33,9 @@ class Keep(AtLength):
         return jnp.zeros(())
 
 
+_KEEP = Keep()
+
+
 class Reject(AtLength):
     """Unfinished particles have weight zero: the law of what finishes within `length` steps."""
 
@@ -44,11 +47,12 @@ class Reject(AtLength):
 class StateSpace(GenerativeFunction):
     """A model that evolves in time: `init(ctx, *args) -> state`, `step(ctx, state, t, *args) -> state`.
 
-    `t` counts steps from 0 to length - 1. Choices are one flat dict: init's sites, and step's sites with a
-    leading time axis (names must differ). `done(state)` is tested after init and after each step; a
-    particle that is done keeps its state and weight, its later choices are zeros and are no part of the
-    score. `at_length` says what becomes of a particle that is not done after the last step. State inside
-    `Hot` is carried and never recorded. The return value is the final state without it.
+    `t` counts steps from 0 to length - 1. Choices are one flat dict: init's sites, and step's
+    sites with a leading time axis (names must differ). `done(state)` is tested after init and
+    after each step; a particle that is done keeps its state and weight, its later choices are
+    zeros and are no part of the score. `at_length` says what becomes of a particle that is not
+    done after the last step. State inside `Hot` is carried and never recorded. The return value
+    is the final state without it.
     """
 
     init: GenerativeFunction
@@ -65,7 +69,7 @@ class StateSpace(GenerativeFunction):
         step: Callable,
         length: int,
         done: Callable | None = None,
-        at_length: AtLength = Keep(),
+        at_length: AtLength = _KEEP,
         replay: Callable | None = None,
         bound: tuple = (),
     ):
@@ -73,7 +77,10 @@ class StateSpace(GenerativeFunction):
         if length < 0 or int(length) != length:
             raise ProgramError(f"length is the number of steps, a non-negative int; got {length!r}")
         if done is None and isinstance(at_length, Reject):
-            raise ProgramError("at_length=Reject() without done= rejects every particle: say when a particle is done")
+            raise ProgramError(
+                "at_length=Reject() without done= rejects every particle: say when a particle is "
+                "done"
+            )
         self.init, self.step, self.length = as_program(init), as_program(step), int(length)
         self.done = done if done is None or isinstance(done, Code) else Code(done)
         self.replayer = replay if replay is None or isinstance(replay, Code) else Code(replay)
@@ -81,26 +88,44 @@ class StateSpace(GenerativeFunction):
 
     def bind(self, *args: PyTree) -> "StateSpace":
         """The model with its leading args fixed; see `ppl.bind`."""
-        return eqx.tree_at(lambda m: m.bound, self, self.bound + args, is_leaf=lambda x: x is self.bound)
+        return eqx.tree_at(
+            lambda m: m.bound, self, self.bound + args, is_leaf=lambda x: x is self.bound
+        )
 
     def finished(self, state: PyTree) -> Bool[Array, ""]:
         """Is this state done?"""
-        return jnp.zeros((), bool) if self.done is None else jnp.asarray(self.done(state), bool)
+        if self.done is None:
+            return jnp.zeros((), bool)
+        finished = jnp.asarray(self.done(state))
+        if finished.dtype != bool or finished.shape:
+            raise ProgramError(
+                f"done(state) must be one boolean, got {finished.dtype}{list(finished.shape)}: "
+                "compare or reduce it"
+            )
+        return finished
 
     def split(self, given: Given, args: tuple) -> tuple[Given, Given]:
         """Given values of init's sites and of step's sites; the latter need a leading axis of `length`."""
-        shape = jax.eval_shape(lambda key, a: self.init.run(key, {}, a), jax.random.key(0), self.bound + args)
-        first = {name: node for name, node in given.items() if name in shape.choices}
-        later = {name: node for name, node in given.items() if name not in shape.choices}
+        if not given or self.length == 0:
+            return given, {}
+        shape = jax.eval_shape(lambda key: self.start(key, {}, args), jax.random.key(0))
+        first_names = set(shape.choices)
+        first = {name: node for name, node in given.items() if name in first_names}
+        later = {name: node for name, node in given.items() if name not in first_names}
         for leaf in jax.tree.leaves(later):
             if jnp.shape(leaf)[:1] != (self.length,):
                 raise ProgramError(
-                    f"a value given for a step site ({sorted(later)}) has shape {jnp.shape(leaf)}, but the model has {self.length} "
-                    "steps: give one value a step along the first axis; ppl.Partial(values, mask) gives some of them"
+                    f"a value given for a step site ({sorted(later)}; init has "
+                    f"{sorted(first_names)}) has shape {jnp.shape(leaf)}, but the model has "
+                    f"{self.length} "
+                    "steps: give one value a step along the first axis; ppl.Partial(values, mask) "
+                    "gives some of them"
                 )
         return first, later
 
-    def start(self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = Request()) -> Outcome:
+    def start(
+        self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = PLAIN
+    ) -> Outcome:
         """Run `init`; the return value is the state."""
         return self.init.run(key, given, self.bound + args, request)
 
@@ -111,19 +136,21 @@ class StateSpace(GenerativeFunction):
         state: PyTree,
         t: Int[Array, ""],
         args: tuple,
-        request: Request = Request(),
+        request: Request = PLAIN,
     ) -> Outcome:
         """Run `step` at time t; a state that is done stays as it is and contributes nothing."""
         if self.done is None:
             out = self.step.run(key, given, (state, t, *self.bound, *args), request)
-            _check_state(state, out.retval)
+            check_alike(state, out.retval, f"step{_of(request)}", "state")
             return out
         active = ~self.finished(state)
-        out = self.step.run(key, given, (_gate_cold(active, state), t, *self.bound, *args), request)
-        _check_state(state, out.retval)
+        given_state = (state, t, *self.bound, *args)
+        out = run_gated(active, self.step, key, given, given_state, request)
+        check_alike(state, out.retval, f"step{_of(request)}", "state")
         new_state = map_cold(lambda new, old: jnp.where(active, new, old), out.retval, state)
         quiet = jax.tree.map(
-            lambda x: jnp.where(active, x, jnp.zeros_like(x)), (out.choices, out.log_probs, out.log_weight)
+            lambda x: jnp.where(active, x, jnp.zeros_like(x)),
+            (out.choices, out.log_probs, out.log_weight),
         )
         choices, log_probs, log_weight = quiet
         happened = walk(
@@ -139,14 +166,17 @@ class StateSpace(GenerativeFunction):
         given: Given,
         args: tuple,
         steps: Int[Array, ""] | None = None,
-        request: Request = Request(),
+        request: Request = PLAIN,
     ) -> Outcome:
         """Run init and the first `steps` steps (all, and then `at_length`, by default).
 
-        The return value is the whole state, hot parts included. Later choices are zeros, not active.
+        The return value is the whole state, hot parts included. Later choices are zeros, not
+        active.
         """
         given_init, given_steps = self.split(given, args)
-        first = self.start(None if key is None else jax.random.fold_in(key, 0), given_init, args, request)
+        first = self.start(
+            None if key is None else jax.random.fold_in(key, 0), given_init, args, request
+        )
 
         def body(carry, inputs):
             state, log_weight = carry
@@ -155,7 +185,13 @@ class StateSpace(GenerativeFunction):
             def go(state):
                 step_key = None if key is None else jax.random.fold_in(key, t + 1)
                 out = self.advance(step_key, given_t, state, t, args, request)
-                return out.retval, (out.choices, out.log_probs, out.active, out.log_weight, out.support)
+                return out.retval, (
+                    out.choices,
+                    out.log_probs,
+                    out.active,
+                    out.log_weight,
+                    out.support,
+                )
 
             if steps is None:
                 state, rest = go(state)
@@ -166,16 +202,23 @@ class StateSpace(GenerativeFunction):
             choices, log_probs, active, inc, support = rest
             if steps is not None:
                 active = walk(
-                    lambda _, lp, a: jnp.broadcast_to(t < steps, jnp.shape(lp)) if a is None else a, log_probs, active
+                    lambda _, lp, a: jnp.broadcast_to(t < steps, jnp.shape(lp)) if a is None else a,
+                    log_probs,
+                    active,
                 )
             return (state, log_weight + inc), (choices, log_probs, active, support)
 
         (state, log_weight), (choices, log_probs, active, support) = jax.lax.scan(
-            body, (first.retval, first.log_weight), (jnp.arange(self.length), given_steps), length=self.length
+            body,
+            (first.retval, first.log_weight),
+            (jnp.arange(self.length), given_steps),
+            length=self.length,
         )
         clash = set(first.choices) & set(choices)
         if clash:
-            raise ProgramError(f"init and step both have a site named {sorted(clash)}: give them different names")
+            raise ProgramError(
+                f"init and step both have a site named {sorted(clash)}: give them different names"
+            )
         ending = self.at_length.log_weight(self.finished(state))
         if steps is not None:
             ending = jnp.where(steps >= self.length, ending, jnp.zeros_like(ending))
@@ -188,7 +231,9 @@ class StateSpace(GenerativeFunction):
             {**first.support, **support} if request.support else None,
         )
 
-    def run(self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = Request()) -> Outcome:
+    def run(
+        self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = PLAIN
+    ) -> Outcome:
         """See `GenerativeFunction.run`."""
         out = self.run_to(key, given, args, None, request)
         return eqx.tree_at(lambda o: o.retval, out, drop_hot(out.retval))
@@ -197,19 +242,11 @@ class StateSpace(GenerativeFunction):
         """The whole state, hot parts included, after t steps with these choices."""
         if self.replayer is not None:
             return self.replayer(choices, t, *self.bound, *args)
-        return self.run_to(None, as_given(choices), args, jnp.asarray(t)).retval
+        # The key is for densities that are only estimated, which are then dropped: nothing is
+        # drawn.
+        key, request = jax.random.key(0), Request(complete=True)
+        return self.run_to(key, as_given(choices), args, jnp.asarray(t), request).retval
 
 
-def _gate_cold(active, state):
-    return map_cold(lambda x: gate(active, x), state)
-
-
-def _check_state(old: PyTree, new: PyTree) -> None:
-    described = [
-        jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", s) for s in (old, new)
-    ]
-    if described[0] != described[1]:
-        raise ProgramError(
-            f"step must return a state like the one it was given: it got {described[0]} and returned {described[1]}. "
-            "Let init and step build the same structure with the same shapes and dtypes"
-        )
+def _of(request: Request) -> str:
+    return f" of {'/'.join(request.where)!r}" if request.where else ""

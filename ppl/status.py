@@ -12,16 +12,20 @@ OK, DEAD, NAN, BUDGET, UNSUPPORTED = range(5)
 _ADVICE = {
     OK: "ok",
     DEAD: (
-        "all particles died at step {step}: every one of them had weight zero. Instead of more of the same, look whether the "
-        "constraint can be met at all, use more particles, or give a Proposal that respects the constraint"
+        "all particles died at step {step}: every one of them had weight zero. Instead of more of "
+        "the same, look whether the "
+        "constraint can be met at all, use more particles, or give a Proposal that respects the "
+        "constraint"
     ),
     NAN: (
-        "a log density is NaN at step {step}, first at {site}. Look at the parameters of that site's distribution "
+        "a log density is NaN at step {step}, first at {site}. Look at the parameters of that "
+        "site's distribution "
         "(a negative scale, 0/0, inf - inf), or at the reward that makes that factor"
     ),
     BUDGET: "the run was stopped after {step} steps, before its end: resume it from its checkpoint",
     UNSUPPORTED: (
-        "the retained particle has weight zero at step {step}, so that no conditional run contains it: retain choices that "
+        "the retained particle has weight zero at step {step}, so that no conditional run "
+        "contains it: retain choices that "
         "the target makes possible"
     ),
 }
@@ -54,7 +58,9 @@ class Status(eqx.Module):
         def pick(a, b):
             return jnp.where(new, jnp.asarray(a, jnp.int32), b)
 
-        return Status(pick(code, self.code), pick(step, self.step), pick(site, self.site), self.sites)
+        return Status(
+            pick(code, self.code), pick(step, self.step), pick(site, self.site), self.sites
+        )
 
     @property
     def message(self) -> str:
@@ -78,4 +84,6 @@ class Status(eqx.Module):
         try:
             return f"Status({self.message!r})"
         except Exception:  # a traced or abstract status has no message
-            return f"Status({', '.join(str(getattr(self, f.name)) for f in dataclasses.fields(self))})"
+            return (
+                f"Status({', '.join(str(getattr(self, f.name)) for f in dataclasses.fields(self))})"
+            )

@@ -18,8 +18,8 @@ from .trace import Trace
 class Target(eqx.Module):
     """`Target(model, args, constraints)`: gamma(x) = exp(assess(x with constraints)) over the free choices x.
 
-    Its normalizer Z is the evidence; its normalised form the posterior. `model` is a program, a combinator or a
-    `StateSpace`; constraints of step sites have a leading axis of `length`.
+    Its normalizer Z is the evidence; its normalised form the posterior. `model` is a program, a
+    combinator or a `StateSpace`; constraints of step sites have a leading axis of `length`.
     """
 
     model: GenerativeFunction
@@ -41,23 +41,29 @@ class Target(eqx.Module):
         """Choices together with the constraints, as given values."""
         return overlay(as_given(self.constraints), as_given(choices))
 
-    def log_density(
-        self, choices: Choices, key: PRNGKeyArray | None = None
-    ) -> Float[Array, ""]:
+    def log_density(self, choices: Choices, key: PRNGKeyArray | None = None) -> Float[Array, ""]:
         """log gamma(choices), nats; choices may hold the constrained sites too. Needs a key where it is estimated."""
         return self.model.assess(self.joined(choices), *self.args, key=key)[0]
 
     def regenerate(
-        self, key: PRNGKeyArray, trace: Trace, selection: Selection, steps: Int[Array, ""] | None = None
+        self,
+        key: PRNGKeyArray,
+        trace: Trace,
+        selection: Selection,
+        steps: Int[Array, ""] | None = None,
     ) -> tuple[Trace, Float[Array, ""], PyTree]:
         """Draw selected free choices anew; see `GenerativeFunction.regenerate`. Constrained ones stay.
 
-        With `steps` the target is the model's first so many steps. Returns the trace, with activity written out,
-        the log Metropolis-Hastings ratio and the model's whole state, hot parts included.
+        With `steps` the target is the model's first so many steps. Returns the trace, with
+        activity written out, the log Metropolis-Hastings ratio and the model's whole state, hot
+        parts included.
         """
         model = self.state_space()
         out, log_w = redraw(
-            lambda given: model.run_to(key, given, self.args, steps), trace, selection, as_given(self.constraints)
+            lambda given: model.run_to(key, given, self.args, steps),
+            trace,
+            selection,
+            as_given(self.constraints),
         )
         trace = eqx.tree_at(
             lambda t: (t.retval, t.active),

@@ -15,10 +15,10 @@ class Trace(eqx.Module):
     - `score`: log density of all sampled sites, nats.
     - `log_weight`: sum of all `observe` and `factor` terms, nats.
     - `retval`: what the function returned.
-    - `log_probs`: the log density of each site instance (for an estimated density the estimate itself, which
-      Metropolis-Hastings reuses), summing to `score`.
-    - `active`: per site, None or where its instances happened (an untaken branch and the steps after a
-      finish did not).
+    - `log_probs`: the log density of each site instance (for an estimated density the estimate
+      itself, which Metropolis-Hastings reuses), summing to `score`.
+    - `active`: per site, None or where its instances happened (an untaken branch and the steps
+      after a finish did not).
     """
 
     choices: Choices

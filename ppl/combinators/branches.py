@@ -7,19 +7,52 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
+from ..code import closes_over_tracer
+from ..errors import ProgramError
 from ..generative import GenerativeFunction, Outcome, Request
 from ..partial import Given, spelled
 
 
+@jax.custom_jvp
+def _gate(flag: Bool[Array, ""], x: Array) -> Array:
+    return x
+
+
+@_gate.defjvp
+def _gate_jvp(primals, tangents):
+    (flag, x), (_, tangent) = primals, tangents
+    return x, jnp.where(flag, tangent, jnp.zeros_like(tangent))
+
+
 def gate(flag: Bool[Array, ""], tree: PyTree) -> PyTree:
-    """The tree unchanged in value; where `flag` is false no gradient, not even NaN, passes back through it."""
+    """The tree unchanged; where `flag` is false no gradient, not even NaN, passes back through it.
 
-    def one(x):
-        if not eqx.is_inexact_array(x):
-            return x
-        return jnp.where(flag, x, jax.lax.stop_gradient(x))
+    Values stay unbatched under a `vmap` over the flag: shared parameters are not copied per
+    particle.
+    """
+    return jax.tree.map(lambda x: _gate(flag, x) if eqx.is_inexact_array(x) else x, tree)
 
-    return jax.tree.map(one, tree)
+
+def run_gated(
+    flag: Bool[Array, ""],
+    program: GenerativeFunction,
+    key: PRNGKeyArray | None,
+    given: Given,
+    args: tuple,
+    request: Request,
+) -> Outcome:
+    """Run the program whatever `flag` is, but such that no gradient passes back where it is false."""
+    if not closes_over_tracer(program):
+        program, args = gate(flag, (program, args))
+        return program.run(key, given, args, request)
+    dynamic, static = eqx.partition((program, key, given, args), eqx.is_array)
+
+    def run(dynamic):
+        program, key, given, args = eqx.combine(dynamic, static)
+        return program.run(key, given, args, request)
+
+    converted, closed = jax.closure_convert(run, dynamic)
+    return converted(gate(flag, dynamic), *gate(flag, closed))
 
 
 def run_if(
@@ -61,7 +94,9 @@ def _activated(out: Outcome) -> Outcome:
 
 def _silenced(flag, out: Outcome) -> Outcome:
     """The outcome where `flag` holds and zeros elsewhere; the support stays."""
-    zeros = jax.tree.map(lambda x: jnp.where(flag, x, jnp.zeros_like(x)), eqx.tree_at(lambda o: o.support, out, None))
+    zeros = jax.tree.map(
+        lambda x: jnp.where(flag, x, jnp.zeros_like(x)), eqx.tree_at(lambda o: o.support, out, None)
+    )
     return eqx.tree_at(lambda o: o.support, zeros, out.support, is_leaf=lambda x: x is None)
 
 
@@ -74,4 +109,23 @@ def merged(outcomes: dict[str, Outcome], retval: PyTree) -> Outcome:
     log_weight = sum((out.log_weight for out in outcomes.values()), jnp.zeros(()))
     supports = field("support")
     support = None if all(s is None for s in supports.values()) else supports
-    return Outcome(field("choices"), field("log_probs"), field("active"), log_weight, retval, support)
+    return Outcome(
+        field("choices"), field("log_probs"), field("active"), log_weight, retval, support
+    )
+
+
+def check_alike(old: PyTree, new: PyTree, who: str, what: str) -> None:
+    """Raise unless a step's new state or carry has the structure, shapes and dtypes of the old one."""
+    (old_leaves, old_tree), (new_leaves, new_tree) = jax.tree.flatten(old), jax.tree.flatten(new)
+    types = [
+        [f"{jnp.result_type(x)}{list(jnp.shape(x))}" for x in xs] for xs in (old_leaves, new_leaves)
+    ]
+    if old_tree != new_tree or types[0] != types[1]:
+        got, returned = (
+            jax.tree.unflatten(t, xs) for t, xs in zip((old_tree, new_tree), types, strict=True)
+        )
+        raise ProgramError(
+            f"{who} must return a {what} like the one it was given: it got {got} and returned "
+            f"{returned}. "
+            "Build the same structure with the same shapes and dtypes"
+        )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from ..errors import ProgramError
-from ..generative import GenerativeFunction, Outcome, Request
+from ..generative import PLAIN, GenerativeFunction, Outcome, Request
 from ..partial import Given
 from ..program import as_program
 from .branches import merged, run_if
@@ -18,7 +18,8 @@ def select_retval(flags: list, retvals: list, request: Request):
     shapes = [jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), r) for r in retvals]
     if any(shape != shapes[0] for shape in shapes[1:]):
         raise ProgramError(
-            f"the branches of {'/'.join(request.where)!r} return different shapes or types: {shapes}. Make them alike"
+            f"the branches of {'/'.join(request.where)!r} return different shapes or types: "
+            f"{shapes}. Make them alike"
         )
     out = retvals[-1]
     for flag, retval in zip(flags[:-1], retvals[:-1], strict=True):
@@ -32,23 +33,34 @@ class Cond(GenerativeFunction):
     if_true: GenerativeFunction
     if_false: GenerativeFunction
 
-    def run(self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = Request()) -> Outcome:
+    def run(
+        self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = PLAIN
+    ) -> Outcome:
         """See `GenerativeFunction.run`. Law: that of the branch the predicate names."""
         predicate, *rest = args
         predicate = jnp.asarray(predicate)
         if predicate.dtype != bool or predicate.shape:
             raise ProgramError(
-                f"ppl.cond {'/'.join(request.where)!r} needs a boolean scalar first, got {predicate.dtype}{predicate.shape}"
+                f"ppl.cond {'/'.join(request.where)!r} needs a boolean scalar first, got "
+                f"{predicate.dtype}{predicate.shape}"
             )
         unknown = set(given) - {"true", "false"}
         if unknown:
             raise ProgramError(
-                f"values were given for {sorted(unknown)} under {'/'.join(request.where)!r}: a cond keeps its choices under 'true' and 'false'"
+                f"values were given for {sorted(unknown)} under {'/'.join(request.where)!r}: a "
+                "cond keeps its choices under 'true' and 'false'"
             )
         flags = {"true": predicate, "false": ~predicate}
         branches = {"true": self.if_true, "false": self.if_false}
         outcomes = {
-            name: run_if(flags[name], branches[name], key, given.get(name, {}), tuple(rest), request.inside(name))
+            name: run_if(
+                flags[name],
+                branches[name],
+                key,
+                given.get(name, {}),
+                tuple(rest),
+                request.inside(name),
+            )
             for name in branches
         }
         retval = select_retval(list(flags.values()), [o.retval for o in outcomes.values()], request)
@@ -58,7 +70,8 @@ class Cond(GenerativeFunction):
 def cond(if_true: Any, if_false: Any) -> Cond:
     """Run one of two programs: `ctx.call(name, ppl.cond(f, g), predicate, *args)`.
 
-    Choices are kept under "true" and "false"; those of the branch not taken are zeros with log density 0. No gradient
-    passes through it, so it cannot produce NaN. `update` and `regenerate` that flip the predicate draw the new branch.
+    Choices are kept under "true" and "false"; those of the branch not taken are zeros with log
+    density 0. No gradient passes through it, so it cannot produce NaN. `update` and `regenerate`
+    that flip the predicate draw the new branch.
     """
     return Cond(as_program(if_true), as_program(if_false))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from ..errors import ProgramError
-from ..generative import GenerativeFunction, Outcome, Request
+from ..generative import PLAIN, GenerativeFunction, Outcome, Request
 from ..partial import Given
 from ..program import as_program
 from .branches import run_if
@@ -17,13 +17,16 @@ class Mask(GenerativeFunction):
 
     inner: GenerativeFunction
 
-    def run(self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = Request()) -> Outcome:
+    def run(
+        self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = PLAIN
+    ) -> Outcome:
         """See `GenerativeFunction.run`. Law: the program's where flag holds, nothing elsewhere."""
         flag, *rest = args
         flag = jnp.asarray(flag)
         if flag.dtype != bool or flag.shape:
             raise ProgramError(
-                f"ppl.mask {'/'.join(request.where)!r} needs a boolean scalar first, got {flag.dtype}{flag.shape}"
+                f"ppl.mask {'/'.join(request.where)!r} needs a boolean scalar first, got "
+                f"{flag.dtype}{flag.shape}"
             )
         return run_if(flag, self.inner, key, given, tuple(rest), request)
 

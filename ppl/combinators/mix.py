@@ -9,7 +9,7 @@ from jaxtyping import PRNGKeyArray
 
 from ..context import Context
 from ..errors import ProgramError
-from ..generative import GenerativeFunction, Outcome, Request
+from ..generative import PLAIN, GenerativeFunction, Outcome, Request
 from ..partial import Given
 from ..program import as_program
 from .branches import merged, run_if
@@ -21,19 +21,23 @@ class Mix(GenerativeFunction):
 
     components: tuple[GenerativeFunction, ...]
 
-    def run(self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = Request()) -> Outcome:
+    def run(
+        self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = PLAIN
+    ) -> Outcome:
         """See `GenerativeFunction.run`. Law: site "component" by the logits, then that program's law."""
         logits, *rest = args
         n = len(self.components)
         if jnp.shape(logits) != (n,):
             raise ProgramError(
-                f"ppl.mix {'/'.join(request.where)!r} of {n} programs needs logits of shape ({n},) first, got {jnp.shape(logits)}"
+                f"ppl.mix {'/'.join(request.where)!r} of {n} programs needs logits of shape "
+                f"({n},) first, got {jnp.shape(logits)}"
             )
         names = [str(i) for i in range(n)]
         unknown = set(given) - {"component", *names}
         if unknown:
             raise ProgramError(
-                f"values were given for {sorted(unknown)} under {'/'.join(request.where)!r}: a mix has 'component' and {names}"
+                f"values were given for {sorted(unknown)} under {'/'.join(request.where)!r}: a "
+                f"mix has 'component' and {names}"
             )
         chooser = Context(key, {k: v for k, v in given.items() if k == "component"}, request)
         component = chooser.sample("component", dist.Categorical(logits=logits))

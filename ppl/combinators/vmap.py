@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from ..errors import ProgramError
-from ..generative import GenerativeFunction, Outcome, Request
+from ..generative import PLAIN, GenerativeFunction, Outcome, Request
 from ..partial import Given
 from ..program import as_program
 
@@ -20,33 +20,46 @@ class Vmap(GenerativeFunction):
     in_axes: Any = eqx.field(static=True)
     axis_size: int | None = eqx.field(static=True)
 
-    def run(self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = Request()) -> Outcome:
+    def run(
+        self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = PLAIN
+    ) -> Outcome:
         """See `GenerativeFunction.run`. Law: the product of the instances' laws."""
         in_axes = self.in_axes if isinstance(self.in_axes, tuple) else (self.in_axes,) * len(args)
+        if len(in_axes) != len(args):
+            raise ProgramError(
+                f"ppl.vmap {'/'.join(request.where)!r} has in_axes for {len(in_axes)} arguments "
+                "and was called "
+                f"with {len(args)}: give one entry an argument, without the context"
+            )
         size = self._size(args, in_axes, request)
         given = _checked(given, size, request)
 
         def one(i, args, given):
-            return self.inner.run(None if key is None else jax.random.fold_in(key, i), given, args, request)
+            return self.inner.run(
+                None if key is None else jax.random.fold_in(key, i), given, args, request
+            )
 
         out = jax.vmap(one, in_axes=(0, in_axes, 0))(jnp.arange(size), args, given)
         return eqx.tree_at(lambda o: o.log_weight, out, jnp.sum(out.log_weight))
 
     def _size(self, args, in_axes, request):
-        if self.axis_size is not None:
-            return self.axis_size
-        sizes: set[int] = set()
+        sizes = set() if self.axis_size is None else {self.axis_size}
         for arg, axes in zip(args, in_axes, strict=True):
             if axes is not None:
                 jax.tree.map(
-                    lambda ax, sub: [sizes.add(jnp.shape(x)[ax]) for x in jax.tree.leaves(sub)] if ax is not None else None,
+                    lambda ax, sub: (
+                        [sizes.add(jnp.shape(x)[ax]) for x in jax.tree.leaves(sub)]
+                        if ax is not None
+                        else None
+                    ),
                     axes,
                     arg,
                     is_leaf=lambda x: x is None,
                 )
         if len(sizes) != 1:
             raise ProgramError(
-                f"ppl.vmap {'/'.join(request.where)!r} cannot tell its size from its args (sizes {sorted(sizes)}): "
+                f"ppl.vmap {'/'.join(request.where)!r} cannot tell its size from its args (sizes "
+                f"{sorted(sizes)}): "
                 "pass mapped args of one size, or ppl.vmap(program, in_axes=None, axis_size=n)"
             )
         return sizes.pop()
@@ -57,8 +70,10 @@ def _checked(given: Given, size: int, request: Request) -> Given:
     for leaf in jax.tree.leaves(given):
         if not jnp.shape(leaf) or jnp.shape(leaf)[0] != size:
             raise ProgramError(
-                f"a value given under {'/'.join(request.where)!r} has shape {jnp.shape(leaf)}, but there are {size} "
-                "instances: give one value an instance along the first axis (ppl.Partial(values, mask) gives some)"
+                f"a value given under {'/'.join(request.where)!r} has shape {jnp.shape(leaf)}, "
+                f"but there are {size} "
+                "instances: give one value an instance along the first axis (ppl.Partial(values, "
+                "mask) gives some)"
             )
     return given
 
