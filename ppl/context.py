@@ -30,6 +30,7 @@ class Context:
         self._active: dict[str, Any] = {}
         self._support: dict[str, Any] = {}
         self._names: list[str] = []
+        self._ended = False
         self._log_weight = jnp.zeros(())
         self._entered = trace_state()
 
@@ -115,6 +116,7 @@ class Context:
                     f"a value was given for {self._at(name)}, which the program does not "
                     f"sample{what}.{hint}"
                 )
+        self._ended = True
         support = self._support if self._request.support else None
         return Outcome(
             self._choices, self._log_probs, self._active, self._log_weight, retval, support
@@ -126,6 +128,11 @@ class Context:
     def _enter(self, name: str) -> None:
         if not isinstance(name, str) or not name:
             raise ProgramError(f"a site name is a non-empty string, got {name!r}")
+        if self._ended:
+            raise ProgramError(
+                f"site {self._at(name)} was reached when its program has ended: use the context only inside the "
+                "program that it was handed to"
+            )
         if name in self._names:
             raise ProgramError(
                 f"site {self._at(name)} appears twice. Give each site its own name; for a loop use "

@@ -66,6 +66,11 @@ def program(fn: Callable) -> Program:
     function again compiles nothing again. A closed-over array becomes a constant; above 1 MB that
     is an error that says `bind`.
     """
+    if not callable(fn):
+        raise ProgramError(
+            f"needs a program or a function f(ctx, *args), got {type(fn).__name__}: a distribution is drawn "
+            "with ctx.sample(name, distribution) inside a program"
+        )
     return Program(Code(fn))
 
 

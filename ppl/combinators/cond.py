@@ -37,7 +37,7 @@ class Cond(GenerativeFunction):
         self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = PLAIN
     ) -> Outcome:
         """See `GenerativeFunction.run`. Law: that of the branch the predicate names."""
-        predicate, *rest = args
+        predicate, *rest = args or (0.0,)
         predicate = jnp.asarray(predicate)
         if predicate.dtype != bool or predicate.shape:
             raise ProgramError(

@@ -21,7 +21,7 @@ class Mask(GenerativeFunction):
         self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = PLAIN
     ) -> Outcome:
         """See `GenerativeFunction.run`. Law: the program's where flag holds, nothing elsewhere."""
-        flag, *rest = args
+        flag, *rest = args or (0.0,)
         flag = jnp.asarray(flag)
         if flag.dtype != bool or flag.shape:
             raise ProgramError(

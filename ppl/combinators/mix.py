@@ -25,7 +25,7 @@ class Mix(GenerativeFunction):
         self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = PLAIN
     ) -> Outcome:
         """See `GenerativeFunction.run`. Law: site "component" by the logits, then that program's law."""
-        logits, *rest = args
+        logits, *rest = args or (0.0,)
         n = len(self.components)
         if jnp.shape(logits) != (n,):
             raise ProgramError(

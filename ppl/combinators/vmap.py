@@ -44,18 +44,19 @@ class Vmap(GenerativeFunction):
 
     def _size(self, args, in_axes, request):
         sizes = set() if self.axis_size is None else {self.axis_size}
+
+        def collect(axis, tree):
+            for x in jax.tree.leaves(tree) if axis is not None else ():
+                if not -jnp.ndim(x) <= axis < jnp.ndim(x):
+                    raise ProgramError(
+                        f"ppl.vmap {'/'.join(request.where)!r} got a value without axis {axis}, of shape "
+                        f"{jnp.shape(x)}: map an array, or write None for it in in_axes"
+                    )
+                sizes.add(jnp.shape(x)[axis])
+
         for arg, axes in zip(args, in_axes, strict=True):
             if axes is not None:
-                jax.tree.map(
-                    lambda ax, sub: (
-                        [sizes.add(jnp.shape(x)[ax]) for x in jax.tree.leaves(sub)]
-                        if ax is not None
-                        else None
-                    ),
-                    axes,
-                    arg,
-                    is_leaf=lambda x: x is None,
-                )
+                jax.tree.map(collect, axes, arg, is_leaf=lambda x: x is None)
         if len(sizes) != 1:
             raise ProgramError(
                 f"ppl.vmap {'/'.join(request.where)!r} cannot tell its size from its args (sizes "
