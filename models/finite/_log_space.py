@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, Shaped
 
 ROW_TOLERANCE = 1e-4
@@ -46,7 +47,7 @@ def lookup(table: Float[Array, "n ..."], index: Int[Array, "..."] | int) -> Floa
 
 def is_concrete(array: Shaped[Array, "..."]) -> bool:
     """Whether the values can be looked at now (not under a JAX transformation)."""
-    return not isinstance(array, jax.core.Tracer)
+    return not isinstance(array, Tracer)
 
 
 def check_shape(name: str, array: Shaped[Array, "..."], shape: tuple[int, ...], why: str) -> None:

@@ -130,13 +130,13 @@ class LinearGaussian(eqx.Module):
         self, x: Float[Array, "n"], t: Int[Array, ""] | int, y: Float[Array, "m"]
     ) -> tuple[Float[Array, "n"], Float[Array, "n n"]]:
         """Mean and covariance of x_t given x_{t-1} = x and y_t = y: the optimal proposal."""
-        return self._update(*self.transition(x, t), y)[1:]
+        return self._update(self.transition(x, t), y)[1:]
 
     def log_predictive(
         self, x: Float[Array, "n"], t: Int[Array, ""] | int, y: Float[Array, "m"]
     ) -> Float[Array, ""]:
         """Log p(y_t = y | x_{t-1} = x), nats: the weight increment of the optimal proposal."""
-        return self._update(*self.transition(x, t), y)[0]
+        return self._update(self.transition(x, t), y)[0]
 
     def state_space(self, length: int) -> StateSpace:
         """Return the same model as a program, with args `(ys,)` or `(ys, observed)`.
@@ -157,8 +157,9 @@ class LinearGaussian(eqx.Module):
         """
         return Proposal(_propose)
 
-    def _update(self, mean, cov, y):
+    def _update(self, predicted, y):
         """Condition N(mean, cov) on y = H x + N(0, R): log p(y), mean, covariance."""
+        mean, cov = predicted
         scale = self.H @ cov @ self.H.T + self.R
         gain = cho_solve(cho_factor(scale), self.H @ cov).T
         surprise = y - self.H @ mean
@@ -171,7 +172,7 @@ class LinearGaussian(eqx.Module):
 
         def step(predicted, inputs):
             y, seen = inputs
-            log_p, mean, cov = self._update(*predicted, y)
+            log_p, mean, cov = self._update(predicted, y)
             mean = jnp.where(seen, mean, predicted[0])
             cov = jnp.where(seen, cov, predicted[1])
             ahead = (self.F @ mean, self.F @ cov @ self.F.T + self.Q)
