@@ -11,6 +11,7 @@ from .mcmc import MH as MH
 from .mcmc import Kernel as Kernel
 from .mcmc import Repeat as Repeat
 from .particles import Particles as Particles
+from .pooling import pool as pool
 from .record import Record as Record
 from .resampling import SSP as SSP
 from .resampling import Killing as Killing

@@ -51,7 +51,7 @@ class Status(eqx.Module):
         """Nothing to report."""
         return Status(jnp.int32(OK), jnp.int32(0), jnp.int32(0), sites)
 
-    def then(self, condition: Any, code: int, step: Any, site: Any = 0) -> "Status":
+    def then(self, condition: Any, code: Any, step: Any, site: Any = 0) -> "Status":
         """This status, or if it is ok and the condition holds the given one: the first failure counts."""
         new = jnp.asarray(condition) & (self.code == OK)
 

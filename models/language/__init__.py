@@ -14,6 +14,12 @@ from .protocol import LanguageModel as LanguageModel
 from .protocol import Prefix as Prefix
 from .protocol import State as State
 from .protocol import encode_prompt as encode_prompt
+from .reading import Reading as Reading
+from .reading import texts as texts
 from .safetensors_file import SafetensorsError as SafetensorsError
 from .tokenizer import Tokenizer as Tokenizer
 from .tokenizer import TokenizerError as TokenizerError
+from .vocabulary import token_table as token_table
+from .writing import Text as Text
+from .writing import ended as ended
+from .writing import generation as generation

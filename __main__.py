@@ -1,0 +1,20 @@
+"""`python -m feynkac demo` and `python -m feynkac sample "prompt"`: a language model, steered."""
+
+import argparse
+import sys
+
+from . import cli
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; the exit status is 0, 1 for a run that failed, 2 for arguments that make no sense."""
+    parser = argparse.ArgumentParser(prog="python -m feynkac", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    cli.demo.add_to(commands)
+    cli.sample.add_to(commands)
+    args = parser.parse_args(argv)
+    return args.run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,4 @@
+"""The command line: the main job on the embedded language model."""
+
+from . import demo as demo
+from . import sample as sample

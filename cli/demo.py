@@ -1,0 +1,110 @@
+"""`python -m feynkac demo`: a real language model under a hard constraint and a soft reward."""
+
+import argparse
+import re
+import time
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.panel import Panel
+from rich.syntax import Syntax
+from rich.table import Table
+
+from .. import inference, models, ppl
+from .setup import ask, cache_compilations, loaded
+from .show import evidence_line, progress, report, text_table
+from .story import source, steered
+
+PROMPT = "Write one short sentence about a cat."
+RULE = "no letter e, and only letters, spaces and , . ! ' in a text that ends within 32 tokens"
+REWARD = "one nat for every word that begins with s"
+
+
+def add_to(commands: argparse._SubParsersAction) -> None:
+    """Register the command."""
+    parser = commands.add_parser("demo", help="steer SmolLM2 with a ten-line program, beside plain and rejection sampling")
+    parser.add_argument("--seeds", type=int, default=8, help="independent runs (default 8)")
+    parser.add_argument("--picture", default="feynkac-demo.png", help="where the genealogy goes (default %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def allowed(text: str) -> float:
+    """The hard constraint on one token."""
+    return float(re.fullmatch(r"[ a-df-zA-DF-Z,.!']*", text) is not None)
+
+
+def reward(text: str) -> float:
+    """The soft reward of one token, nats."""
+    return float(re.match(r" [sS]", text) is not None)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The demo; returns the exit status."""
+    console = Console()
+    if args.seeds < 1:
+        console.print("--seeds is the number of independent runs: at least 1")
+        return 2
+    cache_compilations()
+    started = time.perf_counter()
+    lm = loaded(console, "smollm2-135m-instruct")
+    console.print(Panel(Syntax(source(), "python", theme="ansi_dark"), title="the program", title_align="left"))
+    console.print(f"[bold]Prompt[/bold]      {PROMPT}\n[bold]Constraint[/bold]  {RULE}\n[bold]Reward[/bold]      {REWARD}\n")
+    story, smc = steered(
+        lm,
+        ask(lm, PROMPT, raw=False),
+        32,
+        0.8,
+        models.token_table(lm, allowed),
+        models.token_table(lm, reward),
+        ppl.Reject(),
+    )
+    plain = inference.Importance(smc.n_particles)
+    filtered, smc_time = _runs(console, "SMC", smc, story, args.seeds)
+    drawn, plain_time = _runs(console, "plain sampling", plain, story, args.seeds)
+    pooled, baseline = inference.pool(*filtered), inference.pool(*drawn)
+    report(console, lm, filtered, pooled, 8)
+    console.print()
+    unweighted = models.texts(lm, inference.pool(*drawn).take(np.arange(6), np.zeros(6, np.float32)))
+    console.print(text_table("Plain sampling, the first six texts", unweighted, 6))
+    console.print(_comparison(pooled, filtered, smc_time, baseline, drawn, plain_time))
+    figure = filtered[0].plot()
+    figure.savefig(args.picture, dpi=150, bbox_inches="tight")
+    console.print(f"Genealogy, effective sample size and evidence of the first run: {args.picture}")
+    console.print(f"Total {time.perf_counter() - started:.0f} s", highlight=False)
+    return 0 if pooled.status else 1
+
+
+def _runs(console, name, algorithm, target, seeds):
+    """Runs with their own keys, and the seconds of those after the first, which compiles."""
+    runs, times = [], []
+    with progress(console) as shown:
+        task = shown.add_task(f"{name}: compiling", total=seeds)
+        for seed in range(seeds):
+            start = time.perf_counter()
+            runs.append(jax.block_until_ready(algorithm.run(jax.random.key(seed), target)))
+            times.append(time.perf_counter() - start)
+            shown.update(task, advance=1, description=f"{name}: running")
+    return runs, float(np.median(times[1:] or times))
+
+
+def _comparison(pooled, filtered, smc_time, baseline, drawn, plain_time) -> Table:
+    """The steered posterior beside the same number of plain draws, kept or rejected by the constraint."""
+    table = Table(title="At the same number of particles and steps", title_justify="left")
+    for name in ("", "texts", "that obey", "effective sample size", "log evidence", "tokens", "s a run"):
+        table.add_column(name, justify="left" if not name else "right")
+    for name, population, runs, seconds in (
+        ("SMC, guided", pooled, filtered, smc_time),
+        ("plain draws, rejection by the constraint", baseline, drawn, plain_time),
+    ):
+        obey = int(np.isfinite(np.asarray(population.log_weights)).sum())
+        table.add_row(
+            name,
+            str(population.log_weights.shape[0]),
+            str(obey),
+            f"{float(population.ess):.1f}",
+            evidence_line(runs),
+            str(int(np.sum(population.lengths))),
+            f"{seconds:.1f}",
+        )
+    return table
