@@ -2,6 +2,8 @@
 
 from ..ppl.status import InferenceError as InferenceError
 from ..ppl.status import Status as Status
+from . import exact as exact
+from . import mcmc as mcmc
 from .importance import Importance as Importance
 from .mapping import Chunked as Chunked
 from .mapping import Mapping as Mapping

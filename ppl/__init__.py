@@ -2,6 +2,7 @@
 
 import numpyro.distributions as dist
 
+from . import laws as laws
 from .algorithm import Algorithm as Algorithm
 from .code import Code as Code
 from .combinators import cond as cond
