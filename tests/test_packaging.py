@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = CONFIG["tool"]["setuptools"]["packages"]
 APART = ["tests", "notebooks", "benchmarks"]  # of the repository, not of the package
-GENERIC = ["ppl", "inference", "models"]
+INNER = sorted({package.split(".")[1] for package in PACKAGES if "." in package})
 OFFLINE = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
 
 
@@ -96,7 +96,7 @@ def test_folders_outside_the_package_have_no_init():
 
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     modules = {p for p in FILES if p.suffix == ".py" and in_package(p)}
-    data = {p for p in FILES if p.suffix != ".py" and p.parts[0] in GENERIC}
+    data = {p for p in FILES if p.suffix != ".py" and p.parts[0] in INNER}
     held = {Path(name) for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert held == {"feynkac" / path for path in modules | data | {Path("py.typed")}}
 
@@ -111,9 +111,9 @@ for name in {EXTRAS}:
     del sys.modules[name]
 import feynkac
 for module in pkgutil.walk_packages(feynkac.__path__, "feynkac."):
-    if module.name.split(".")[1] in {GENERIC}:
+    if module.name.split(".")[1] in {INNER}:
         importlib.import_module(module.name)
-for name in {GENERIC + APART}:
+for name in {INNER + APART}:
     assert name not in sys.modules, name
     assert importlib.util.find_spec(name) is None, name
 print(feynkac.__path__[0])
@@ -141,14 +141,14 @@ def test_editable_install_of_a_clone_under_another_name(clone, tmp_path):
     assert Path(run(python, "-c", IMPORT, cwd=tmp_path)) == clone
 
 
-def test_generic_names_are_never_imported_at_the_top_level():
+def test_inner_names_are_never_imported_at_the_top_level():
     import feynkac  # noqa: F401
 
-    assert not [name for name in GENERIC if name in sys.modules]
+    assert not [name for name in INNER if name in sys.modules]
 
 
 def test_files_are_small():
-    measured = [*GENERIC, "tests"]
+    measured = [*INNER, "tests"]
     sizes = {
         p: len((ROOT / p).read_text().splitlines())
         for p in FILES
