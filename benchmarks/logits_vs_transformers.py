@@ -8,8 +8,8 @@
 
 Both sides read the same token ids (the tokenizer that `transformers` converts from GGUF differs on
 some texts). The reference runs in float64, and again in float32 for scale. With `--store FILE` a
-slice of the float64 reference (128 vocabulary entries, logsumexp and argmax at every position)
-is written for the test suite.
+slice of the float64 reference (128 vocabulary entries, logsumexp and argmax at every position, the
+log-probability of each next token) is written for the test suite.
 """
 
 import argparse
@@ -75,13 +75,15 @@ def own_logits(lm, ids: list[int]) -> np.ndarray:
     return np.concatenate([np.asarray(prefix.logits)[None], np.asarray(rest)])
 
 
-def slices(logits: np.ndarray) -> dict[str, np.ndarray]:
-    """What the test suite keeps of float64 logits [T, V]."""
+def slices(logits: np.ndarray, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """What the test suite keeps of float64 logits [T, V] of a text `ids` [T]."""
     drawn = np.random.default_rng(0).choice(logits.shape[1], 64, replace=False)
     entries = np.concatenate([np.arange(64), drawn])
     top = logits.max(axis=1, keepdims=True)
     total = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
+    steps = np.arange(len(ids) - 1)
     return {
+        "log_probs": (logits[steps, ids[1:]] - total[:-1]).astype(np.float32),
         "entries": entries.astype(np.int32),
         "logits": logits[:, entries].astype(np.float32),
         "logsumexp": total.astype(np.float32),
@@ -124,7 +126,7 @@ def main() -> None:
             ours, theirs = np.abs(own - exact).max(), np.abs(single - exact).max()
             print(f"{name:8}{len(own):8}{ours:14.2e}{theirs:14.2e}{agree:10.1%}")
             stored[f"{name}.ids"] = ids[name].astype(np.int32)
-            stored |= {f"{name}.{key}": value for key, value in slices(exact).items()}
+            stored |= {f"{name}.{key}": value for key, value in slices(exact, ids[name]).items()}
     if arguments.store:
         np.savez_compressed(arguments.store, **stored)
 

@@ -65,7 +65,7 @@ def attend_filled(query: Query, cache: Cache, slot: Int[Array, ""]) -> Part:
     slots = cache.keys.shape[1]
 
     def over(size: int) -> Part:
-        visible = (jnp.arange(size) <= slot)[None, :]
+        visible = (jnp.arange(size, dtype=slot.dtype) <= slot)[None, :]
         return attend(query, Cache(cache.keys[:, :size], cache.values[:, :size]), visible)
 
     sizes = [min(size, slots) for size in range(BUCKET, slots + BUCKET, BUCKET)]

@@ -49,7 +49,7 @@ class CallableModel(LanguageModel):
         size = min(prefix.cache.shape[0] + suffix.shape[0], self.context)
         places = prefix.length + jnp.arange(suffix.shape[0], dtype=jnp.int32)
         text = jnp.zeros(size, jnp.int32).at[: prefix.cache.shape[0]].set(prefix.cache)
-        text = text.at[places].set(suffix, mode="drop")
+        text = text.at[places].set(suffix.astype(jnp.int32), mode="drop")
         return self.apply(self.params, text), places
 
     def prefill(self, tokens: Int[Array, "bucket"], length: Int[Array, ""]) -> Prefix:
@@ -65,7 +65,7 @@ class CallableModel(LanguageModel):
         self, prefix: Prefix, state: State, token: Int[Array, ""], slot: Int[Array, ""]
     ) -> State:
         """See `LanguageModel.advance`."""
-        suffix = state.cache.at[slot].set(token)
+        suffix = state.cache.at[slot].set(token.astype(jnp.int32))
         logits, places = self._all_logits(prefix, suffix)
         return State(logits[places[slot]], suffix)
 
@@ -76,16 +76,17 @@ class CallableModel(LanguageModel):
         if tokens.shape[0] > max_tokens:
             raise ValueError(f"{tokens.shape[0]} tokens do not fit into max_tokens={max_tokens}.")
         self.check_room(prefix, max_tokens)
-        suffix = jnp.zeros(max_tokens, jnp.int32).at[: tokens.shape[0]].set(tokens)
+        suffix = jnp.zeros(max_tokens, jnp.int32)
+        suffix = suffix.at[: tokens.shape[0]].set(tokens.astype(jnp.int32))
         logits, _ = self._all_logits(prefix, suffix)
-        last = logits[prefix.length + count - 1]
+        last = logits[prefix.length + count.astype(jnp.int32) - 1]
         return State(jnp.where(count == 0, prefix.logits, last), suffix)
 
     def log_probs(self, prefix: Prefix, tokens: Int[Array, "T"]) -> Float[Array, "T"]:
         """See `LanguageModel.log_probs`."""
         logits, places = self._all_logits(prefix, tokens)
         rows = jax.nn.log_softmax(logits[places - 1])
-        return jnp.take_along_axis(rows, tokens[:, None], axis=1)[:, 0]
+        return jnp.take_along_axis(rows, tokens.astype(jnp.int32)[:, None], axis=1)[:, 0]
 
 
 class _Rest(eqx.Module):

@@ -157,8 +157,10 @@ class Llama(LanguageModel):
         """See `LanguageModel.advance`."""
 
         def attention(index: int, query: Query, cache: Cache) -> Array:
-            return merge(self._over_prefix(prefix, index, query), attend_filled(query, cache, slot))
+            own = attend_filled(query, cache, slot)
+            return merge(self._over_prefix(prefix, index, query), own)
 
+        slot = slot.astype(jnp.int32)
         positions = (prefix.length + slot)[None]
         x, caches = self._decode(token[None], positions, slot, state.cache, attention)
         return State(self._logits(x[0]), caches)
@@ -170,6 +172,8 @@ class Llama(LanguageModel):
         if tokens.shape[0] > max_tokens:
             raise ValueError(f"{tokens.shape[0]} tokens do not fit into max_tokens={max_tokens}.")
         self.check_room(prefix, max_tokens)
+        if tokens.shape[0] == 0:
+            return self.start(prefix, max_tokens)
         x, caches = self._suffix(prefix, tokens, _slots(max_tokens))
         last = self._logits(x[jnp.maximum(count - 1, 0)])
         return State(jnp.where(count == 0, prefix.logits, last), caches)
@@ -192,7 +196,7 @@ class Llama(LanguageModel):
         self, prefix: Prefix, tokens: Int[Array, "T"], slots: int
     ) -> tuple[Float[Array, "T d"], tuple[Cache, ...]]:
         steps = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-        causal = jnp.arange(slots)[None, :] <= steps[:, None]
+        causal = jnp.arange(slots, dtype=jnp.int32)[None, :] <= steps[:, None]
 
         def attention(index: int, query: Query, cache: Cache) -> Array:
             return merge(self._over_prefix(prefix, index, query), attend(query, cache, causal))
@@ -203,7 +207,7 @@ class Llama(LanguageModel):
     def _over_prefix(self, prefix: Prefix, index: int, query: Query) -> Part:
         cache = prefix.cache[index]
         slots = cache.keys.shape[1]
-        visible = jnp.arange(slots) < prefix.length
+        visible = jnp.arange(slots, dtype=jnp.int32) < prefix.length
         return attend(query, cache, jnp.broadcast_to(visible, (query.shape[2], slots)))
 
 

@@ -87,6 +87,7 @@ def test_logits_equal_numpy(lm, suffix, tied):
     np.testing.assert_allclose(states.logits, expected[len(PROMPT) :], atol=2e-5)
 
 
+@pytest.mark.x64
 def test_replay_equals_advance(lm, suffix):
     prefix = lm.prompt(PROMPT, bucket=16)
     states = advance_all(lm, prefix, suffix)
@@ -113,6 +114,7 @@ def test_advance_goes_on_after_replay(lm, suffix):
         np.testing.assert_allclose(state.logits, expected[slot], atol=1e-5)
 
 
+@pytest.mark.x64
 def test_log_probs_equal_advance(lm, suffix):
     prefix = lm.prompt(PROMPT, bucket=16)
     logits = np.concatenate([prefix.logits[None], advance_all(lm, prefix, suffix).logits[:-1]])
@@ -140,6 +142,7 @@ def particles(lm, prefix, tokens):
     return jax.lax.scan(step, state, (tokens.T, jnp.arange(size, dtype=jnp.int32)))[0]
 
 
+@pytest.mark.x64
 def test_vmap_equals_loop_and_stores_the_prompt_once(lm):
     n = 4
     prefix = lm.prompt(PROMPT, bucket=16)
@@ -152,9 +155,9 @@ def test_vmap_equals_loop_and_stores_the_prompt_once(lm):
         np.testing.assert_allclose(state.cache[1].keys[i], alone.cache[1].keys[-1], atol=1e-5)
 
     c, text = lm.config, compiled.as_text()
-    replicated = rf"f32\[{n},{c.kv_heads},16,{c.head_dim}\]\S* broadcast"
+    replicated = rf"f\d+\[{n},{c.kv_heads},16,{c.head_dim}\]\S* broadcast"
     assert not re.search(replicated, text), "the prefix is copied for every particle"
-    own = rf"f32\[{n},{c.kv_heads},32,{c.head_dim}\]\S* copy\("
+    own = rf"f\d+\[{n},{c.kv_heads},32,{c.head_dim}\]\S* copy\("
     body = text[text.index("%region") : text.index("ENTRY")]
     assert re.search(own.removesuffix(r" copy\("), body), "the pattern no longer fits the program"
     assert not re.search(own, body), "the suffix cache is copied at every step"
