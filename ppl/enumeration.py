@@ -66,7 +66,7 @@ class ExactPosterior(eqx.Module):
         """
         self._check_possible()
         support, value, happened = (
-            _at(t, path) for t in (self.supports, self.choices, self.happened)
+            at_path(t, path) for t in (self.supports, self.choices, self.happened)
         )
         if support is None:
             raise ProgramError(
@@ -258,7 +258,7 @@ def matches(support: Array, value: Array, axes: int) -> Bool[Array, "*instances 
     return jnp.all(same.reshape(*support.shape[: axes + 1], -1), axis=-1)
 
 
-def _at(tree: Any, path: tuple[str, ...]) -> Any:
+def at_path(tree: Any, path: tuple[str, ...]) -> Any:
     for name in path:
         tree = tree.get(name) if isinstance(tree, dict) else None
     return tree
