@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 from numpyro.distributions import constraints
 
 from .inverse_cdf import inverse_cdf
@@ -24,7 +24,7 @@ class Token(dist.Distribution):
     particle weight zero.
     """
 
-    arg_constraints = {"logits": constraints.real_vector}
+    arg_constraints = {}  # -inf forbids a token, and NaN is passed on for the run to report
     pytree_data_fields = ("logits", "_mask")
     has_enumerate_support = True
 
@@ -99,13 +99,15 @@ class Token(dist.Distribution):
     @property
     def log_normalizer(self) -> Float[Array, "*batch"]:
         """Log of the sum of exp(logits) over the unmasked tokens, nats: the mass that the mask leaves."""
-        return self._log_normalizer(self._allowed())
+        log_sum, top = self._log_sum(self._allowed())
+        return log_sum + top
 
-    def _log_normalizer(self, logits):
+    def _log_sum(self, logits):
+        """Log of the sum of exp(logits - top), and top: apart, because far from zero they do not add exactly."""
         blocks, top = self._blocks(logits)
         sums = blocks.sum(-1).sum(-1)
         empty = sums == 0
-        return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, sums)) + top)
+        return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, sums))), top
 
     def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Int[Array, "..."]:
         """Draws [sample_shape, batch], int32."""
@@ -125,7 +127,7 @@ class Token(dist.Distribution):
             return one(u[0]).reshape(*sample_shape, *self.batch_shape)
         return jax.vmap(one)(u).reshape(*sample_shape, *self.batch_shape)
 
-    def log_prob(self, value: Int[Array, "..."], intermediates=None) -> Float[Array, "..."]:
+    def log_prob(self, value: Int[ArrayLike, "..."], intermediates=None) -> Float[Array, "..."]:
         """Log-probability in nats; -inf for what is masked or no token, and throughout an empty distribution."""
         logits = self._allowed()
         value = jnp.asarray(value)
@@ -133,12 +135,12 @@ class Token(dist.Distribution):
         index = jnp.broadcast_to(value, shape)[..., None]
         n = logits.shape[-1]
         inside = (index[..., 0] >= 0) & (index[..., 0] < n)
-        normalizer = jnp.broadcast_to(self._log_normalizer(logits), shape)
+        log_sum, top = (jnp.broadcast_to(x, shape) for x in self._log_sum(logits))
         logits = jnp.broadcast_to(logits, shape + (n,))
         at = jnp.take_along_axis(logits, index, axis=-1, mode="clip")[..., 0]
         possible = inside & ~jnp.isneginf(at)
         # The second `where` keeps gradients free of inf - inf.
-        safe = jnp.where(possible, at - normalizer, 0.0)
+        safe = jnp.where(possible, at - top - log_sum, 0.0)
         return jnp.where(possible, safe, -jnp.inf)
 
     def enumerate_support(self, expand: bool = True) -> Int[Array, "v *batch"]:

@@ -207,12 +207,12 @@ class Digest:
 
     def _object(self, value: Any) -> None:
         cls = type(value)
-        content = getattr(value, "__dict__", None)
+        slots, content = _slots(cls), getattr(value, "__dict__", {})
         open_ = is_module_class(cls) or cls in (jax.custom_jvp, jax.custom_vjp)
         open_ = open_ or not _is_constant(cls)
-        if content is not None and (open_ or cls.__hash__ is None):
+        if (slots or hasattr(value, "__dict__")) and (open_ or cls.__hash__ is None):
             self.add(cls)
-            for name in _slots(cls):
+            for name in slots:
                 if hasattr(value, name):
                     self._named(name, getattr(value, name))
             self.tokens.append(len(content))
