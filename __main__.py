@@ -7,7 +7,7 @@ from . import cli
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 1 for a run that failed, 2 for arguments that make no sense."""
+    """Run a command; the exit status is 0, 1 for a failed run, 2 for impossible arguments."""
     parser = argparse.ArgumentParser(prog="python -m feynkac", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     cli.demo.add_to(commands)

@@ -5,6 +5,7 @@ import re
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.panel import Panel
@@ -23,9 +24,15 @@ REWARD = "one nat for every word that begins with s"
 
 def add_to(commands: argparse._SubParsersAction) -> None:
     """Register the command."""
-    parser = commands.add_parser("demo", help="steer SmolLM2 with a ten-line program, beside plain and rejection sampling")
+    parser = commands.add_parser(
+        "demo", help="steer SmolLM2 with a ten-line program, beside plain and rejection sampling"
+    )
     parser.add_argument("--seeds", type=int, default=8, help="independent runs (default 8)")
-    parser.add_argument("--picture", default="feynkac-demo.png", help="where the genealogy goes (default %(default)s)")
+    parser.add_argument(
+        "--picture",
+        default="feynkac-demo.png",
+        help="where the genealogy goes (default %(default)s)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -48,8 +55,15 @@ def run(args: argparse.Namespace) -> int:
     cache_compilations()
     started = time.perf_counter()
     lm = loaded(console, "smollm2-135m-instruct")
-    console.print(Panel(Syntax(source(), "python", theme="ansi_dark"), title="the program", title_align="left"))
-    console.print(f"[bold]Prompt[/bold]      {PROMPT}\n[bold]Constraint[/bold]  {RULE}\n[bold]Reward[/bold]      {REWARD}\n")
+    console.print(
+        Panel(
+            Syntax(source(), "python", theme="ansi_dark"), title="the program", title_align="left"
+        )
+    )
+    console.print(
+        f"[bold]Prompt[/bold]      {PROMPT}\n[bold]Constraint[/bold]  {RULE}\n[bold]Reward[/bold]  "
+        f"    {REWARD}\n"
+    )
     story, smc = steered(
         lm,
         ask(lm, PROMPT, raw=False),
@@ -65,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     pooled, baseline = inference.pool(*filtered), inference.pool(*drawn)
     report(console, lm, filtered, pooled, 8)
     console.print()
-    unweighted = models.texts(lm, inference.pool(*drawn).take(np.arange(6), np.zeros(6, np.float32)))
+    unweighted = models.texts(lm, baseline.take(jnp.arange(6), jnp.zeros(6)))
     console.print(text_table("Plain sampling, the first six texts", unweighted, 6))
     console.print(_comparison(pooled, filtered, smc_time, baseline, drawn, plain_time))
     figure = filtered[0].plot()
@@ -89,22 +103,22 @@ def _runs(console, name, algorithm, target, seeds):
 
 
 def _comparison(pooled, filtered, smc_time, baseline, drawn, plain_time) -> Table:
-    """The steered posterior beside the same number of plain draws, kept or rejected by the constraint."""
+    """The steered posterior beside as many plain draws, which the constraint keeps or rejects."""
     table = Table(title="At the same number of particles and steps", title_justify="left")
-    for name in ("", "texts", "that obey", "effective sample size", "log evidence", "tokens", "s a run"):
-        table.add_column(name, justify="left" if not name else "right")
-    for name, population, runs, seconds in (
-        ("SMC, guided", pooled, filtered, smc_time),
-        ("plain draws, rejection by the constraint", baseline, drawn, plain_time),
-    ):
-        obey = int(np.isfinite(np.asarray(population.log_weights)).sum())
-        table.add_row(
-            name,
-            str(population.log_weights.shape[0]),
-            str(obey),
-            f"{float(population.ess):.1f}",
-            evidence_line(runs),
-            str(int(np.sum(population.lengths))),
-            f"{seconds:.1f}",
-        )
+    table.add_column("")
+    table.add_column("SMC, guided", justify="right")
+    table.add_column("plain draws, rejection", justify="right")
+    sides = ((pooled, filtered, smc_time), (baseline, drawn, plain_time))
+    rows = {
+        "texts": [str(p.log_weights.shape[0]) for p, _, _ in sides],
+        "that obey the constraint": [
+            str(int(np.isfinite(np.asarray(p.log_weights)).sum())) for p, _, _ in sides
+        ],
+        "effective sample size": [f"{float(p.ess):.1f}" for p, _, _ in sides],
+        "log evidence": [evidence_line(runs) for _, runs, _ in sides],
+        "tokens written": [str(int(np.sum(p.lengths))) for p, _, _ in sides],
+        "seconds a run": [f"{seconds:.1f}" for _, _, seconds in sides],
+    }
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
     return table

@@ -1,4 +1,4 @@
-"""`python -m feynkac sample "prompt"`: posterior texts for one's own prompt, constraint and reward."""
+"""`python -m feynkac sample "prompt"`: posterior texts for a prompt, constraint and reward."""
 
 import argparse
 import json
@@ -27,15 +27,30 @@ RESAMPLERS = {
 
 def add_to(commands: argparse._SubParsersAction) -> None:
     """Register the command."""
-    parser = commands.add_parser("sample", help="posterior texts for your own prompt, constraint and reward")
+    parser = commands.add_parser(
+        "sample", help="posterior texts for your own prompt, constraint and reward"
+    )
     parser.add_argument("prompt")
-    parser.add_argument("--model", default="smollm2-135m-instruct", help="a known name, a .gguf file or a safetensors folder")
-    parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
+    parser.add_argument(
+        "--model",
+        default="smollm2-135m-instruct",
+        help="a known name, a .gguf file or a safetensors folder",
+    )
+    parser.add_argument(
+        "--raw", action="store_true", help="continue the prompt as it is, without the chat template"
+    )
     parser.add_argument("--particles", type=int, default=32)
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--without", default="", metavar="LETTERS", help="letters that no token may contain")
-    parser.add_argument("--only", default="", metavar="LETTERS", help="characters, besides the space, that tokens may contain")
+    parser.add_argument(
+        "--without", default="", metavar="LETTERS", help="letters that no token may contain"
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="LETTERS",
+        help="characters, besides the space, that tokens may contain",
+    )
     parser.add_argument(
         "--favor",
         action="append",
@@ -43,13 +58,29 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         metavar="WORD=NATS",
         help="reward for tokens that begin with WORD (default 1 nat; negative discourages); repeatable",
     )
-    parser.add_argument("--must-end", action="store_true", help="give texts that do not end within --max-tokens weight zero")
+    parser.add_argument(
+        "--must-end",
+        action="store_true",
+        help="texts unfinished at --max-tokens get weight zero",
+    )
     parser.add_argument("--resampler", choices=sorted(RESAMPLERS), default="systematic")
-    parser.add_argument("--ess-threshold", type=float, default=0.5, help="resample below this fraction of the particles")
-    parser.add_argument("--seeds", type=int, default=1, help="independent runs, pooled; with several the evidence has an error")
+    parser.add_argument(
+        "--ess-threshold",
+        type=float,
+        default=0.5,
+        help="resample below this fraction of the particles",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        help="independent runs, pooled; with several the evidence has an error",
+    )
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--show", type=int, default=8, help="how many texts to print")
-    parser.add_argument("--picture", help="write genealogy, effective sample size and evidence here")
+    parser.add_argument(
+        "--picture", help="write genealogy, effective sample size and evidence here"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON instead")
     parser.set_defaults(run=run)
 
@@ -82,7 +113,10 @@ def run(args: argparse.Namespace) -> int:
         }
         for option, good in checks.items():
             if not good:
-                raise ValueError(f"{option} is out of range: particles, tokens, seeds at least 1; temperature above 0; threshold 0 to 1")
+                raise ValueError(
+                    f"{option} is out of range: particles, tokens, seeds at least 1; temperature "
+                    "above 0; threshold 0 to 1"
+                )
         cache_compilations()
         lm = loaded(console, args.model)
 
@@ -93,7 +127,9 @@ def run(args: argparse.Namespace) -> int:
 
         def reward(text: str) -> float:
             word = text.strip().lower()
-            return max((nats for w, nats in rewards.items() if word.startswith(w)), key=abs, default=0.0)
+            return max(
+                (nats for w, nats in rewards.items() if word.startswith(w)), key=abs, default=0.0
+            )
 
         table = models.token_table(lm, allowed)
         if not (table > 0).any():
@@ -105,7 +141,13 @@ def run(args: argparse.Namespace) -> int:
         return 2
     at_length = ppl.Reject() if args.must_end else ppl.Keep()
     story, smc = steered(
-        lm, prompt, args.max_tokens, args.temperature, table, models.token_table(lm, reward), at_length
+        lm,
+        prompt,
+        args.max_tokens,
+        args.temperature,
+        table,
+        models.token_table(lm, reward),
+        at_length,
     )
     resampler = RESAMPLERS[args.resampler](ess_threshold=args.ess_threshold)
     smc = inference.SMC(args.particles, resampler, smc.proposal)
@@ -126,7 +168,9 @@ def run(args: argparse.Namespace) -> int:
     return 0 if pooled.status else 1
 
 
-def _as_json(lm: models.LanguageModel, runs: list[inference.Particles], pooled: inference.Particles) -> dict:
+def _as_json(
+    lm: models.LanguageModel, runs: list[inference.Particles], pooled: inference.Particles
+) -> dict:
     return {
         "texts": [reading._asdict() for reading in models.texts(lm, pooled)],
         "log_evidence": float(pooled.log_evidence),

@@ -12,8 +12,11 @@ from ..models.language.fetch import cache_folder
 
 
 def cache_compilations() -> None:
-    """Keep compiled programs between processes, beside the fetched weights; a user's own setting stands."""
-    if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    """Keep compiled programs between processes, unless the user has set a folder of their own."""
+    if (
+        jax.config.read("jax_compilation_cache_dir") is None
+        and "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    ):
         jax.config.update("jax_compilation_cache_dir", str(Path(cache_folder()) / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
@@ -23,7 +26,10 @@ def loaded(console: Console, name: str) -> models.LanguageModel:
     start = time.perf_counter()
     with console.status(f"Loading {name} (the first time it is fetched: 93 MB)"):
         lm = models.load(name)
-    console.print(f"Loaded {name}: {lm.vocab_size} tokens, {time.perf_counter() - start:.1f} s", highlight=False)
+    console.print(
+        f"Loaded {name}: {lm.vocab_size} tokens, {time.perf_counter() - start:.1f} s",
+        highlight=False,
+    )
     return lm
 
 

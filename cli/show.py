@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from ..inference import Particles
@@ -44,18 +51,22 @@ def text_table(title: str, readings: list[Reading], limit: int) -> Table:
     table.add_column("particles", justify="right")
     table.add_column("text", ratio=1)
     for reading in readings[:limit]:
-        text = escape(reading.text) + ("" if reading.finished else " [dim](cut at the length)[/dim]")
+        text = escape(reading.text) + (
+            "" if reading.finished else " [dim](cut at the length)[/dim]"
+        )
         table.add_row(f"{reading.probability:.3f}", str(reading.particles), text)
     if len(readings) > limit:
         rest = readings[limit:]
         table.add_row(
-            f"{sum(r.probability for r in rest):.3f}", str(sum(r.particles for r in rest)), f"[dim]{len(rest)} more texts[/dim]"
+            f"{sum(r.probability for r in rest):.3f}",
+            str(sum(r.particles for r in rest)),
+            f"[dim]{len(rest)} more texts[/dim]",
         )
     return table
 
 
 def evidence_line(runs: list[Particles]) -> str:
-    """log Z-hat of the pooled runs with its standard error over runs (delta method)."""
+    """Log Z-hat of the pooled runs with its standard error over runs (delta method)."""
     log_z = np.asarray([float(p.log_evidence) for p in runs])
     if not np.isfinite(log_z).any():
         return "-inf (no text of positive weight in any run)"
@@ -67,12 +78,17 @@ def evidence_line(runs: list[Particles]) -> str:
     return f"{pooled:.2f} ± {error:.2f} nats ({len(runs)} seeds)"
 
 
-def report(console: Console, lm: LanguageModel, runs: list[Particles], pooled: Particles, limit: int) -> None:
+def report(
+    console: Console, lm: LanguageModel, runs: list[Particles], pooled: Particles, limit: int
+) -> None:
     """Texts, evidence, effective sample size and status of runs of one target."""
     n = runs[0].log_weights.shape[0]
     console.print(text_table("Posterior texts", texts(lm, pooled), limit))
     console.print(f"log evidence            {evidence_line(runs)}")
-    console.print(f"effective sample size   {float(jnp.mean(jnp.stack([p.ess for p in runs]))):.1f} of {n} a run, on average")
+    console.print(
+        f"effective sample size   {float(jnp.mean(jnp.stack([p.ess for p in runs]))):.1f} of {n} a "
+        "run, on average"
+    )
     shown = np.asarray(runs[0].ess_history)
     console.print(f"  over time, first run  {sparkline(shown, n)}  (0 to {n})")
     failed = [p.status.message for p in runs if not p.status]

@@ -1,4 +1,4 @@
-"""The program of the demo: a language model, a hard constraint and a soft reward on what it writes."""
+"""The program of the demo: a language model, a hard constraint and a soft reward."""
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -15,7 +15,7 @@ def steered(
     reward: Array,
     at_length: ppl.Keep | ppl.Reject,
 ) -> tuple[ppl.StateSpace, inference.SMC]:
-    """The posterior over texts, p(text) 1[every token allowed] exp(sum of rewards), and a guided filter for it."""
+    """The posterior p(text) 1[every token allowed] exp(sum of rewards), and a guided filter."""
 
     # --8<-- program
     def init(ctx, lm, prompt, temperature, allowed, reward):

@@ -1,4 +1,4 @@
-"""Inference: algorithms that return properly weighted populations, and kernels that leave targets invariant."""
+"""Inference: algorithms with properly weighted populations, and invariant kernels."""
 
 from ..ppl.status import InferenceError as InferenceError
 from ..ppl.status import Status as Status

@@ -1,7 +1,8 @@
 """The one driver of all particle filters: decide, resample, propagate, weigh, rejuvenate, record.
 
-Algorithm 10.1 of Chopin and Papaspiliopoulos (2020), "An Introduction to Sequential Monte Carlo", with adaptive
-resampling; with a retained particle, conditional SMC (Andrieu, Doucet, Holenstein 2010) for any unbiased resampler.
+Algorithm 10.1 of Chopin and Papaspiliopoulos (2020), "An Introduction to Sequential Monte Carlo",
+with adaptive resampling; with a retained particle, conditional SMC (Andrieu, Doucet, Holenstein
+2010) for any unbiased resampler.
 """
 
 from typing import Any
@@ -26,7 +27,7 @@ from .resampling import Resampler, effective_sample_size, is_dead
 
 
 class Driver(eqx.Module):
-    """One particle filter on one target; `init`, then `advance` any number of times, then `finish`."""
+    """One particle filter on one target: `init`, `advance` any number of times, `finish`."""
 
     n_particles: int = eqx.field(static=True)
     target: Target
@@ -45,7 +46,7 @@ class Driver(eqx.Module):
 
     def init(self, key: PRNGKeyArray) -> Population:
         """The population after the first move."""
-        n, model = self.n_particles, self.fk.model
+        n = self.n_particles
         fixed, _ = self.fk.split(self.target.constraints)
         key_move, key_position = jax.random.split(jax.random.fold_in(key, 0))
         retained, position = None, jnp.int32(-1)
@@ -61,8 +62,13 @@ class Driver(eqx.Module):
         kept = self._keep(moved)
         row = jax.eval_shape(self._first_row, key, moved.state)
         sites = (*site_names(moved.log_probs), *site_names(row[1]), "an observe or factor")
-        status = self._checked(Status.ok(sites), moved, moved.log_potential, position, -1, first=True)
-        ess, log_evidence = effective_sample_size(moved.log_potential), log_mean_exp(moved.log_potential)
+        status = self._checked(
+            Status.ok(sites), moved, moved.log_potential, position, -1, first=True
+        )
+        ess, log_evidence = (
+            effective_sample_size(moved.log_potential),
+            log_mean_exp(moved.log_potential),
+        )
         history = jnp.full(self.length + 1, jnp.nan, ess.dtype)
         identity = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (self.length, n))
         return Population(
@@ -81,8 +87,10 @@ class Driver(eqx.Module):
             acceptance=jnp.full(self.length, jnp.nan, ess.dtype),
         )
 
-    def advance(self, key: PRNGKeyArray, population: Population, start: Int[Array, ""], steps: int) -> Population:
-        """Up to `steps` steps from step `start`; fewer if the length is reached or every particle is done."""
+    def advance(
+        self, key: PRNGKeyArray, population: Population, start: Int[Array, ""], steps: int
+    ) -> Population:
+        """Up to `steps` steps from step `start`; fewer at the end or when all are done."""
         if steps == 0 or self.length == 0:
             return population
         _, fixed = self.fk.split(self.target.constraints)
@@ -91,7 +99,8 @@ class Driver(eqx.Module):
         stop = jnp.minimum(start + steps, self.length)
 
         def body(t, population):
-            return self._step(jax.random.fold_in(key, t + 1), population, t, _at(fixed, t), _at(retained, t))
+            kept = None if retained is None else _at(retained, t)
+            return self._step(jax.random.fold_in(key, t + 1), population, t, _at(fixed, t), kept)
 
         if self.fk.model.done is None:
 
@@ -114,7 +123,9 @@ class Driver(eqx.Module):
 
     def finish(self, population: Population) -> Particles:
         """Weigh what is unfinished by `at_length`, and read the lineages."""
-        ending = self.mapping.over(self.fk.end, population.state)
+        # The index gives the population its size when the state is empty.
+        each = jnp.arange(self.n_particles)
+        ending = self.mapping.over(lambda i, state: self.fk.end(state), each, population.state)
         log_weights = population.log_weights + ending
         # Dying here is dying at the last step's end.
         status = population.status.then(is_dead(log_weights), DEAD, self.length)
@@ -132,7 +143,9 @@ class Driver(eqx.Module):
             ancestors=population.ancestors,
             resampled=population.resampled,
             ess_history=jnp.where(done_at, ess, population.ess_history).at[-1].set(ess),
-            log_evidence_history=jnp.where(done_at, log_evidence, population.log_evidence_history).at[-1].set(log_evidence),
+            log_evidence_history=jnp.where(done_at, log_evidence, population.log_evidence_history)
+            .at[-1]
+            .set(log_evidence),
             acceptance=population.acceptance,
             lengths=population.lengths,
             position=population.position,
@@ -142,11 +155,15 @@ class Driver(eqx.Module):
 
     def _step(self, key, population, t, fixed: Given, retained: Given | None) -> Population:
         key_resample, key_move, key_kernel = (jax.random.fold_in(key, i) for i in range(3))
-        state, log_weights, lengths, position, ancestors, resampled = self._resample(key_resample, population)
+        state, log_weights, lengths, position, ancestors, resampled = self._resample(
+            key_resample, population
+        )
 
         def move(i, state):
             here = None if retained is None else Retained(retained, i == position)
-            return self.fk.step(jax.random.fold_in(key_move, i), fixed, state, t, here), ~self.fk.model.finished(state)
+            return self.fk.step(
+                jax.random.fold_in(key_move, i), fixed, state, t, here
+            ), ~self.fk.model.finished(state)
 
         moved, active = self.mapping.over(move, jnp.arange(self.n_particles), state)
         log_weights = log_weights + moved.log_potential
@@ -163,7 +180,9 @@ class Driver(eqx.Module):
             pointers=set_row(population.pointers, t, ancestors),
             resampled=population.resampled.at[t].set(resampled),
             ess_history=population.ess_history.at[t + 1].set(effective_sample_size(log_weights)),
-            log_evidence_history=population.log_evidence_history.at[t + 1].set(log_mean_exp(log_weights)),
+            log_evidence_history=population.log_evidence_history.at[t + 1].set(
+                log_mean_exp(log_weights)
+            ),
             acceptance=population.acceptance,
         )
         if self.kernel is None:
@@ -171,10 +190,16 @@ class Driver(eqx.Module):
         return rejuvenate(key_kernel, self.kernel, self.target, self.mapping, population, t)
 
     def _resample(self, key, population: Population):
-        """Particles, weights and ancestors after the decision; outside the particle vmap, so that it is one."""
+        """Particles, weights and ancestors after the one decision for the population."""
         n = self.n_particles
         identity = jnp.arange(n, dtype=jnp.int32)
-        kept = (population.state, population.log_weights, population.lengths, population.position, identity)
+        kept = (
+            population.state,
+            population.log_weights,
+            population.lengths,
+            population.position,
+            identity,
+        )
         if self.resampler is None:
             return (*kept, jnp.zeros((), bool))
         resampler = self.resampler
@@ -182,19 +207,30 @@ class Driver(eqx.Module):
 
         def draw(population):
             if self.retained is None:
-                ancestors, position = resampler.ancestors(key, population.log_weights), population.position
+                ancestors, position = (
+                    resampler.ancestors(key, population.log_weights),
+                    population.position,
+                )
             else:
-                ancestors, position = resampler.conditional(key, population.log_weights, population.position)
+                ancestors, position = resampler.conditional(
+                    key, population.log_weights, population.position
+                )
             if self.batch_axis is not None:
                 ancestors = jnp.where(wanted, ancestors, identity)
                 position = jnp.where(wanted, position, population.position)
-            state, lengths = jax.tree.map(lambda x: x[ancestors], (population.state, population.lengths))
+            state, lengths = jax.tree.map(
+                lambda x: x[ancestors], (population.state, population.lengths)
+            )
             level = log_mean_exp(population.log_weights)
             log_weights = jnp.where(wanted, level, population.log_weights)
             return self.mapping.place((state, log_weights, lengths)), position, ancestors
 
         def keep(population):
-            return (population.state, population.log_weights, population.lengths), population.position, identity
+            return (
+                (population.state, population.log_weights, population.lengths),
+                population.position,
+                identity,
+            )
 
         (state, log_weights, lengths), position, ancestors = jax.lax.cond(
             self._agreed(wanted, every=False), draw, keep, population
@@ -202,7 +238,7 @@ class Driver(eqx.Module):
         return state, log_weights, lengths, position, ancestors, wanted
 
     def _agreed(self, flag: Bool[Array, ""], *, every: bool) -> Bool[Array, ""]:
-        """The flag, or over a batch of targets whether all or any have it: one decision for the batch."""
+        """The flag, or one decision for a batch of targets: whether all or any have it."""
         if self.batch_axis is None:
             return flag
         reduce = jax.lax.pmin if every else jax.lax.pmax
@@ -229,11 +265,20 @@ class Driver(eqx.Module):
         if self.length == 0:
             return {}, {}
         _, fixed = self.fk.split(self.target.constraints)
-        retained = None if self.retained is None else Retained(_at(self.fk.split(self.retained)[1], 0), jnp.ones((), bool))
-        moved = jax.vmap(lambda s: self.fk.step(key, _at(fixed, 0), s, jnp.int32(0), retained))(state)
+        retained = None
+        if self.retained is not None:
+            kept = self.fk.split(self.retained)[1]
+            retained = Retained(_at(kept, 0), jnp.ones((), bool))
+
+        def move(i, state):
+            return self.fk.step(key, _at(fixed, 0), state, jnp.int32(0), retained)
+
+        moved = jax.vmap(move)(jnp.arange(self.n_particles), state)
         return self._keep(moved), moved.log_probs
 
-    def _checked(self, status: Status, moved: Moved, log_weights, position, t, *, first: bool) -> Status:
+    def _checked(
+        self, status: Status, moved: Moved, log_weights, position, t, *, first: bool
+    ) -> Status:
         flags = nan_flags(moved.log_probs, moved.log_potential)
         names = site_names(moved.log_probs)
         offset = 0 if first else len(status.sites) - 1 - len(names)
@@ -242,12 +287,12 @@ class Driver(eqx.Module):
         site = jnp.where(worst == len(names), last, worst + offset)
         status = status.then(jnp.any(jnp.isnan(log_weights)), NAN, t, site)
         if self.retained is not None:
-            status = status.then((position < 0) | (log_weights[position] == -jnp.inf), UNSUPPORTED, t)
+            status = status.then(
+                (position < 0) | (log_weights[position] == -jnp.inf), UNSUPPORTED, t
+            )
         return status.then(is_dead(log_weights), DEAD, t)
 
 
-def _at(given: Given | None, t) -> Given | None:
+def _at(given: Given, t: Int[Array, ""] | int) -> Given:
     """Row t of given values of steps."""
-    if given is None:
-        return None
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, t, 0, keepdims=False), given)

@@ -12,8 +12,8 @@ from .smc import SMC
 class Importance(Algorithm):
     """Independent weighted draws from the model, or from a `Proposal` at the sites it names.
 
-    Law: proper weighting; Z-hat, the mean weight, is unbiased. It is `SMC` that never resamples. For a
-    program give `Proposal(init=q)`, for a StateSpace `Proposal(step=q)`.
+    Law: proper weighting; Z-hat, the mean weight, is unbiased. It is `SMC` that never resamples.
+    For a program give `Proposal(init=q)`, for a StateSpace `Proposal(step=q)`.
     """
 
     n_particles: int = eqx.field(static=True)

@@ -1,4 +1,4 @@
-"""How a function of one particle is run over the population: all at once, in blocks, or over devices."""
+"""How a function of one particle is run over all: at once, in blocks, or over devices."""
 
 import abc
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 
 class Mapping(eqx.Module):
-    """The memory and placement policy of a run. Law: the numbers do not depend on it (last bits apart)."""
+    """Memory and placement of a run. Law: the numbers do not depend on it, last bits apart."""
 
     @abc.abstractmethod
     def over(self, fn: Callable, *batched: PyTree) -> PyTree:
@@ -46,7 +46,8 @@ class Chunked(Mapping):
 class Sharded(Mapping):
     """Particles spread over the devices of a mesh axis; resampling becomes a collective.
 
-    The number of particles has to be a multiple of the axis's size. What is unbatched (weights, prompt) is replicated.
+    The number of particles has to be a multiple of the axis's size. What is unbatched (weights,
+    prompt) is replicated.
     """
 
     mesh: Mesh = eqx.field(static=True)
@@ -54,7 +55,10 @@ class Sharded(Mapping):
 
     def __check_init__(self):
         if self.axis not in self.mesh.shape:
-            raise ValueError(f"the mesh has axes {tuple(self.mesh.shape)}, not {self.axis!r}: name one with axis=")
+            raise ValueError(
+                f"the mesh has axes {tuple(self.mesh.shape)}, not {self.axis!r}: name one with "
+                "axis="
+            )
 
     def over(self, fn: Callable, *batched: PyTree) -> PyTree:
         """See `Mapping.over`."""
@@ -67,7 +71,8 @@ class Sharded(Mapping):
         def one(x):
             if x.shape[0] % self.mesh.shape[self.axis]:
                 raise ValueError(
-                    f"{x.shape[0]} particles do not divide over {self.mesh.shape[self.axis]} devices: use a multiple"
+                    f"{x.shape[0]} particles do not divide over {self.mesh.shape[self.axis]} "
+                    "devices: use a multiple"
                 )
             return jax.lax.with_sharding_constraint(x, sharding)
 

@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ..ppl.partial import Choices
@@ -15,24 +16,30 @@ from .resampling import Multinomial, effective_sample_size
 
 def log_mean_exp(log_weights: Float[Array, "n"]) -> Float[Array, ""]:
     """Log of the mean weight, nats; -inf if all are zero."""
-    return jax.nn.logsumexp(log_weights) - jnp.log(jnp.asarray(log_weights.shape[0], log_weights.dtype))
+    return jax.nn.logsumexp(log_weights) - jnp.log(
+        jnp.asarray(log_weights.shape[0], log_weights.dtype)
+    )
 
 
 class Particles(eqx.Module):
     """A properly weighted population: E[(1/N) sum_i w_i f(x_i)] = Z E_post[f(x)] for every f.
 
-    - `choices`: leading axis N. Sites of steps then have the time axis; steps after a finish hold zeros.
+    - `choices`: leading axis N. Sites of steps then have the time axis; steps after a finish hold
+      zeros.
     - `log_weights` [N], nats: they carry the evidence so far, so that
       `log_evidence == logsumexp(log_weights) - log N` always.
-    - `log_evidence`: log Z-hat; Z-hat is unbiased (its logarithm is not: it is low by about half its variance).
-    - `ess`: effective sample size of the weights. `ess_history`, `log_evidence_history` [length + 1]: after init and
-      after each step, before the next resampling.
-    - `ancestors` [length, N]: parent of particle i at step t, an index into the population before it; identity where
-      no resampling took place. `resampled` [length] says where it did.
-    - `lengths` [N]: steps until done. `state`: final states without hot parts. `record`: see `Record`.
+    - `log_evidence`: log Z-hat; Z-hat is unbiased (its logarithm is not: it is low by about half
+      its variance).
+    - `ess`: effective sample size of the weights. `ess_history`, `log_evidence_history` [length +
+      1]: after init and after each step, before the next resampling.
+    - `ancestors` [length, N]: parent of particle i at step t, an index into the population before
+      it; identity where no resampling took place. `resampled` [length] says where it did.
+    - `lengths` [N]: steps until done. `state`: final states without hot parts. `record`: see
+      `Record`.
     - `acceptance` [length]: mean acceptance rate of the rejuvenation kernel, NaN without one.
     - `position`: index of the retained particle in a conditional run, else -1.
-    - `status`: how the run ended. After a failure the weights are what they were: zero or NaN, never repaired.
+    - `status`: how the run ended. After a failure the weights are what they were: zero or NaN,
+      never repaired.
 
     A batch of runs (`run_many`) has one more leading axis everywhere.
     """
@@ -58,7 +65,7 @@ class Particles(eqx.Module):
         return jax.nn.softmax(self.log_weights, axis=-1)
 
     def expectation(self, f: Callable[[Choices], Any]) -> PyTree:
-        """sum_i W_i f(choices_i), a tree: self-normalised, consistent, not unbiased. NaN if the population is dead."""
+        """sum_i W_i f(choices_i), a tree: consistent, not unbiased; NaN if all are dead."""
         values = jax.vmap(f)(self.choices)
 
         def mean(x):
@@ -89,12 +96,12 @@ class Particles(eqx.Module):
         )
 
     def lineage(self) -> Int[Array, "moves n"]:
-        """[length + 1, N]: index of each final particle's ancestor after init and after each step."""
+        """[length + 1, N]: each final particle's ancestor after init and after each step."""
         n = self.log_weights.shape[-1]
         return trace_back(self.ancestors, jnp.arange(n, dtype=jnp.int32))
 
     def unique_ancestors(self) -> Int[Array, "moves"]:
-        """How many particles of each move have a descendant at the end: low early values mean path degeneracy."""
+        """How many particles of each move have a descendant at the end (path degeneracy)."""
         lineage = jnp.sort(self.lineage(), axis=-1)
         return 1 + jnp.sum(lineage[:, 1:] != lineage[:, :-1], axis=-1)
 
@@ -105,22 +112,23 @@ class Particles(eqx.Module):
         return plot_particles(self, axes)
 
     def to_arviz(self, key: PRNGKeyArray | None = None) -> Any:
-        """An ArviZ data tree: the particles resampled by weight as posterior draws, weights as sample stats."""
+        """For ArviZ: the particles resampled by weight as draws, weights as sample stats."""
         from .export import to_arviz
 
         return to_arviz(self, key)
 
     def __repr__(self) -> str:
-        if isinstance(self.log_evidence, jax.core.Tracer) or self.log_evidence.ndim:
+        if isinstance(self.log_evidence, Tracer) or self.log_evidence.ndim:
             return f"Particles(log_weights={self.log_weights!r}, status={self.status!r})"
         return (
-            f"Particles(n={self.log_weights.shape[-1]}, log_evidence={float(self.log_evidence):.4f}, "
+            f"Particles(n={self.log_weights.shape[-1]}, "
+            f"log_evidence={float(self.log_evidence):.4f}, "
             f"ess={float(self.ess):.1f}, sites={sorted(self.choices)}, status={self.status!r})"
         )
 
 
 def trace_back(ancestors: Int[Array, "steps n"], last: Int[Array, "n"]) -> Int[Array, "moves n"]:
-    """The indices of the ancestors of the particles `last`, after init and after each step: [steps + 1, n]."""
+    """Ancestors of the particles `last` after init and after each step: [steps + 1, n]."""
 
     def back(index, parents):
         return parents[index], index

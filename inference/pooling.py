@@ -13,24 +13,31 @@ from .resampling import effective_sample_size
 def pool(*populations: Particles) -> Particles:
     """The union of independent populations of the same target and size.
 
-    Law: properly weighted, since the weights carry each run's evidence; Z-hat is the mean of the runs' Z-hats, and
-    the standard error of that mean over runs is that of the pooled one. A dead run counts as zero.
+    Law: properly weighted, since the weights carry each run's evidence; Z-hat is the mean of the
+    runs' Z-hats, and the standard error of that mean over runs is that of the pooled one. A dead
+    run counts as zero.
     """
     if not populations:
         raise ValueError("pool needs at least one population")
     sizes = {p.log_weights.shape for p in populations}
     if len(sizes) != 1:
-        raise ValueError(f"pool needs populations of one size, got {sorted(sizes)}: weights are per particle of a run")
+        raise ValueError(
+            f"pool needs populations of one size, got {sorted(sizes)}: weights are per particle of "
+            "a run"
+        )
     n = populations[0].log_weights.shape[0]
 
     def joined(name: str, axis: int = 0):
-        return jax.tree.map(lambda *xs: jnp.concatenate(xs, axis), *(getattr(p, name) for p in populations))
+        return jax.tree.map(
+            lambda *xs: jnp.concatenate(xs, axis), *(getattr(p, name) for p in populations)
+        )
 
     log_weights = joined("log_weights")
     evidence = jnp.stack([p.log_evidence_history for p in populations])
     ess = jnp.stack([p.ess_history for p in populations])
     ancestors = jnp.concatenate(
-        [p.ancestors + jnp.asarray(i * n, p.ancestors.dtype) for i, p in enumerate(populations)], axis=-1
+        [p.ancestors + jnp.asarray(i * n, p.ancestors.dtype) for i, p in enumerate(populations)],
+        axis=-1,
     )
     return Particles(
         choices=joined("choices"),

@@ -14,8 +14,9 @@ from ..ppl.status import Status
 class Population(eqx.Module):
     """Particles in the middle of a run, and the store of what they did.
 
-    `store` holds what `Record` keeps: of init [N, ...], and of the steps [length, N, ...] as made; `pointers`
-    are the indices that read it back along lineages. They equal `ancestors` unless a kernel rewrote the past.
+    `store` holds what `Record` keeps: of init [N, ...], and of the steps [length, N, ...] as made;
+    `pointers` are the indices that read it back along lineages. They equal `ancestors` unless a
+    kernel rewrote the past.
     """
 
     state: PyTree
@@ -35,7 +36,9 @@ class Population(eqx.Module):
 
 def set_row(buffer: PyTree, t: Int[Array, ""], row: PyTree) -> PyTree:
     """Write `row` at index t of every leaf, in place inside a loop."""
-    return jax.tree.map(lambda b, r: jax.lax.dynamic_update_index_in_dim(b, r.astype(b.dtype), t, 0), buffer, row)
+    return jax.tree.map(
+        lambda b, r: jax.lax.dynamic_update_index_in_dim(b, r.astype(b.dtype), t, 0), buffer, row
+    )
 
 
 def buffers(row: PyTree, length: int) -> PyTree:

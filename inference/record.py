@@ -26,7 +26,7 @@ class Record(eqx.Module):
 
     @staticmethod
     def states(fn: Callable = drop_hot, choices: bool = True) -> "Record":
-        """`fn(state)` after every step, as `particles.record` [N, length, ...], and the choices too."""
+        """`fn(state)` after every step, as `particles.record` [N, length, ...]."""
         return Record(choices, Code(fn))
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Moving particles by a Markov kernel in the middle of a run (resample-move; Gilks and Berzuini 2001)."""
+"""Moving particles by a Markov kernel during a run (Gilks and Berzuini 2001)."""
 
 from typing import Any
 
@@ -28,19 +28,27 @@ def past(initial: Any, store: Any, lineage: Int[Array, "moves n"]) -> tuple[Any,
 
 
 def rejuvenate(
-    key: PRNGKeyArray, kernel: Kernel, target: Target, mapping: Mapping, population: Population, t: Int[Array, ""]
+    key: PRNGKeyArray,
+    kernel: Kernel,
+    target: Target,
+    mapping: Mapping,
+    population: Population,
+    t: Int[Array, ""],
 ) -> Population:
-    """Apply the kernel to every particle, with the target of the first t + 1 steps as invariant law.
+    """Apply the kernel to every particle; its target is the first t + 1 steps.
 
     Costs O(t) a particle. The past of the moved particles is written back to the store in place.
     """
     n = population.log_weights.shape[0]
     identity = jnp.arange(n, dtype=jnp.int32)
-    initial, store = past(population.initial, population.store, trace_back(population.pointers, identity))
+    initial, store = past(
+        population.initial, population.store, trace_back(population.pointers, identity)
+    )
 
     def move(i, initial, store, state):
         first, later = (
-            {k: part[k] for k in ("choices", "log_probs", "active", "log_weight")} for part in (initial, store)
+            {k: part[k] for k in ("choices", "log_probs", "active", "log_weight")}
+            for part in (initial, store)
         )
         log_probs = {**first["log_probs"], **later["log_probs"]}
         trace = Trace(
@@ -63,7 +71,7 @@ def rejuvenate(
         return first, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), later)
 
     split = {field: parts(getattr(new, field)) for field in ("choices", "log_probs", "active")}
-    # The sum of a moved particle's terms is all that later moves need: it is stored in the first row.
+    # Later moves need only the sum of a moved particle's terms: it is stored with init.
     weights = jnp.zeros_like(population.store["log_weight"])
     initial = {
         **initial,

@@ -1,10 +1,11 @@
-"""Sequential Monte Carlo as an object: a filter, a distribution and an ingredient of other algorithms."""
+"""Sequential Monte Carlo as an object: a filter, and a distribution."""
 
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..ppl.algorithm import Algorithm
@@ -22,14 +23,15 @@ from .resampling import Resampler, Systematic
 
 
 class SMC(Algorithm):
-    """A particle filter: bootstrap, or guided with a `Proposal`, with adaptive resampling and rejuvenation.
+    """A particle filter, bootstrap or guided, with adaptive resampling and rejuvenation.
 
-    Law: proper weighting, E[(1/N) sum_i w_i f(x_i)] = Z E_post[f(x)], for every number of particles, resampler,
-    threshold, proposal that covers the model's support, and invariant kernel. At each step, in this order:
-    decide, resample (or not), propagate, weigh, rejuvenate, record. The population is returned weighted.
+    Law: proper weighting, E[(1/N) sum_i w_i f(x_i)] = Z E_post[f(x)], for every number of
+    particles, resampler, threshold, proposal that covers the model's support, and invariant kernel.
+    At each step, in this order: decide, resample (or not), propagate, weigh, rejuvenate, record.
+    The population is returned weighted.
 
-    - `resampler`: one of `Multinomial Stratified Systematic Residual SSP Killing` with its `ess_threshold`, or None
-      (importance sampling).
+    - `resampler`: one of `Multinomial Stratified Systematic Residual SSP Killing` with its
+      `ess_threshold`, or None (importance sampling).
     - `kernel`: applied to every particle after each step, its target the steps so far; O(t) a step.
     - `record`, `mapping`: what to keep, and how to run over particles.
 
@@ -48,14 +50,16 @@ class SMC(Algorithm):
             raise ValueError(f"SMC needs at least one particle, got n_particles={self.n_particles}")
         if self.kernel is not None and not (self.record.with_choices and self.record.fn is None):
             raise ValueError(
-                "a rejuvenation kernel rewrites the choices of the past, so it needs them recorded, and recorded states would be "
+                "a rejuvenation kernel rewrites the choices of the past, so it needs them "
+                "recorded, and recorded states would be "
                 "out of date: use record=Record.choices()"
             )
 
     def run(self, key: PRNGKeyArray, target: Any, *, throw: bool = False) -> Particles:
         """The weighted population for a target (or a model that needs no args).
 
-        `throw=True` raises `InferenceError` with advice if the status is not ok (on the host, after the run).
+        `throw=True` raises `InferenceError` with advice if the status is not ok (on the host, after
+        the run).
         """
         return _thrown(_run(self, key, as_target(target), None), throw)
 
@@ -64,16 +68,19 @@ class SMC(Algorithm):
     ) -> Particles:
         """Conditional SMC: the run given that one particle ends with the choices `retained`.
 
-        Law: draw (x, population) by a posterior draw x and this; then a particle drawn by weight is again a posterior draw
-        (N >= 2 to move), and E[1/Z-hat] = 1/Z. `position` is the retained particle's final index. If
-        `retained` has weight zero the status says so: no run contains it.
+        Law: draw (x, population) by a posterior draw x and this; then a particle drawn by weight is
+        again a posterior draw (N >= 2 to move), and E[1/Z-hat] = 1/Z. `position` is the retained
+        particle's final index. If `retained` has weight zero the status says so: no run contains
+        it.
         """
         if self.kernel is not None:
-            raise ValueError("a conditional run is defined without a rejuvenation kernel: use kernel=None")
+            raise ValueError(
+                "a conditional run is defined without a rejuvenation kernel: use kernel=None"
+            )
         return _thrown(_run(self, key, as_target(target), retained), throw)
 
     def random_weighted(self, key: PRNGKeyArray, target: Any) -> tuple[Choices, Float[Array, ""]]:
-        """A draw x ~ q (one particle, by weight) and log w, w = gamma(x) / Z-hat, with E[1/w | x] = 1/q(x).
+        """A draw x ~ q (one particle, by weight) and log w = log gamma(x) - log Z-hat.
 
         A dead run gives w = +inf: it stands for no draw.
         """
@@ -84,16 +91,20 @@ class SMC(Algorithm):
         choices = jax.tree.map(lambda x: x[index], particles.choices)
         dead = jnp.isneginf(particles.log_evidence)
         log_gamma = target.log_density(choices)
-        return choices, jnp.where(dead, jnp.inf, log_gamma - jnp.where(dead, 0.0, particles.log_evidence))
+        return choices, jnp.where(
+            dead, jnp.inf, log_gamma - jnp.where(dead, 0.0, particles.log_evidence)
+        )
 
     def estimate_logpdf(self, key: PRNGKeyArray, target: Any, choices: Choices) -> Float[Array, ""]:
-        """log w, w = gamma(x) / Z-hat of a run that retains x, with E[w] = q(x)."""
+        """Log w, w = gamma(x) / Z-hat of a run that retains x, with E[w] = q(x)."""
         target = as_target(target)
         log_gamma = target.log_density(choices)
         log_evidence = self.run_conditional(key, target, choices).log_evidence
         return jnp.where(jnp.isneginf(log_gamma), -jnp.inf, log_gamma - log_evidence)
 
-    def driver(self, target: Target, retained: Choices | None = None, batch_axis: str | None = None) -> Driver:
+    def driver(
+        self, target: Target, retained: Choices | None = None, batch_axis: str | None = None
+    ) -> Driver:
         """The particle filter on this target, step by step."""
         return Driver(
             self.n_particles,
@@ -109,23 +120,32 @@ class SMC(Algorithm):
 
 
 @compiled
-def _run(smc: SMC, key: PRNGKeyArray, target: Target, retained: Choices | None, batch_axis: str | None = None) -> Particles:
+def _run(
+    smc: SMC,
+    key: PRNGKeyArray,
+    target: Target,
+    retained: Choices | None,
+    batch_axis: str | None = None,
+) -> Particles:
     driver = smc.driver(target, retained, batch_axis)
     population = driver.init(key)
-    return driver.finish(driver.advance(key, population, 0, driver.length))
+    return driver.finish(driver.advance(key, population, jnp.int32(0), driver.length))
 
 
 def _thrown(particles: Particles, throw: bool) -> Particles:
-    if throw and not isinstance(particles.log_evidence, jax.core.Tracer):
+    if throw and not isinstance(particles.log_evidence, Tracer):
         particles.status.throw()
     return particles
 
 
 def run_many(smc: SMC, key: PRNGKeyArray, targets: Target, *, throw: bool = False) -> Particles:
-    """One run for each of a batch of targets, in one compiled call: args and constraints have a leading batch axis.
+    """One run for each of a batch of targets, in one compiled call.
 
-    The model (its weights) is shared. Resampling is decided once a step for the batch, when any member needs it, and selected
-    for each member: the numbers are those of separate runs with keys fold_in(key, i), up to last bits.
+    Args and constraints have a leading batch axis.
+
+    The model (its weights) is shared. Resampling is decided once a step for the batch, when any
+    member needs it, and selected for each member: the numbers are those of separate runs with keys
+    fold_in(key, i), up to last bits.
     """
     return _thrown(_run_many(smc, key, as_target(targets)), throw)
 
@@ -136,7 +156,8 @@ def _run_many(smc: SMC, key: PRNGKeyArray, targets: Target) -> Particles:
     sizes = {jnp.shape(x)[0] if jnp.shape(x) else None for x in jax.tree.leaves(batched)}
     if len(sizes) != 1 or None in sizes:
         raise ValueError(
-            f"run_many needs args and constraints that all have one leading batch axis; the sizes are {sorted(map(str, sizes))}. Bind "
+            "run_many needs args and constraints that all have one leading batch axis; the sizes "
+            f"are {sorted(map(str, sizes))}. Bind "
             "what is shared to the model with ppl.bind"
         )
 

@@ -12,7 +12,7 @@ from ...ppl.trace import Trace
 
 
 class Chain(eqx.Module):
-    """The state of a kernel: a trace of the target, the model's whole state after it, and the acceptance rate so far."""
+    """A trace of the target, the model's whole state after it, and the last acceptance rate."""
 
     trace: Trace
     state: PyTree
@@ -22,15 +22,16 @@ class Chain(eqx.Module):
 class Kernel(eqx.Module):
     """A Markov kernel on traces.
 
-    Law: it leaves the target invariant: if the choices are distributed as the target's normalised density they still are after
-    a move. Inside SMC, weights therefore do not change (a kernel moves particles, it does not weigh them).
+    Law: it leaves the target invariant: if the choices are distributed as the target's normalised
+    density they still are after a move. Inside SMC, weights therefore do not change (a kernel moves
+    particles, it does not weigh them).
     """
 
     @abc.abstractmethod
     def move(
         self, key: PRNGKeyArray, target: Target, chain: Chain, steps: Int[Array, ""] | None = None
     ) -> Chain:
-        """One move. With `steps` the target is the model's first so many steps (without `at_length`)."""
+        """One move; with `steps` the target is the model's first so many (without `at_length`)."""
 
     def __call__(self, key: PRNGKeyArray, target: Target, trace: Trace) -> Trace:
         """One move of a trace of the whole target."""
@@ -55,4 +56,6 @@ class Repeat(Kernel):
             return new, new.acceptance
 
         chain, rates = jax.lax.scan(once, chain, jnp.arange(self.times))
-        return eqx.tree_at(lambda c: c.acceptance, chain, jnp.mean(rates) if self.times else jnp.zeros(()))
+        return eqx.tree_at(
+            lambda c: c.acceptance, chain, jnp.mean(rates) if self.times else jnp.zeros(())
+        )

@@ -11,10 +11,11 @@ from .kernel import Chain, Kernel
 
 
 class MH(Kernel):
-    """`MH(selection)`: propose by regenerating the selected choices, accept with probability min(1, exp(log_w)).
+    """`MH(selection)`: regenerate the selected choices, accept with probability min(1, e^log_w).
 
-    Choices that the target constrains are never moved. `ppl.select("token")[t:]` regenerates a suffix.
-    Densities that are only estimated keep the estimate of the current trace (pseudo-marginal, Andrieu and Roberts 2009).
+    Choices that the target constrains are never moved. `ppl.select("token")[t:]` regenerates a
+    suffix. Densities that are only estimated keep the estimate of the current trace
+    (pseudo-marginal, Andrieu and Roberts 2009).
     """
 
     selection: Selection
@@ -23,7 +24,14 @@ class MH(Kernel):
         """See `Kernel.move`."""
         key_propose, key_accept = jax.random.split(key)
         old = chain.trace
-        old = Trace(old.choices, old.score, old.log_weight, None, old.log_probs, spelled(old.active, old.log_probs))
+        old = Trace(
+            old.choices,
+            old.score,
+            old.log_weight,
+            None,
+            old.log_probs,
+            spelled(old.active, old.log_probs),
+        )
         trace, log_w, state = target.regenerate(key_propose, old, self.selection, steps)
         # Uniform on (0, 1]: a ratio of zero is never accepted. NaN (zero over zero) is rejected.
         log_u = jnp.log1p(-jax.random.uniform(key_accept, dtype=log_w.dtype))
@@ -32,7 +40,9 @@ class MH(Kernel):
         def pick(new, old):
             return jnp.where(accept, new, old)
 
-        current = eqx.tree_at(lambda t: t.retval, old, chain.trace.retval, is_leaf=lambda x: x is None)
+        current = eqx.tree_at(
+            lambda t: t.retval, old, chain.trace.retval, is_leaf=lambda x: x is None
+        )
         if chain.state is None:
             state = None
         new_trace, new_state = jax.tree.map(pick, (trace, state), (current, chain.state))

@@ -109,8 +109,8 @@ class Resampler(eqx.Module):
 
 
 def _relative_weights(log_weights: Float[Array, " n"]) -> Float[Array, " n"]:
-    dtype = jnp.promote_types(log_weights.dtype, jnp.float32)
-    log_weights = log_weights.astype(dtype)
+    if jnp.finfo(log_weights.dtype).bits < 32:  # too coarse for cumulative sums
+        log_weights = log_weights.astype(jnp.float32)
     top = jnp.max(log_weights)
     return jnp.exp(log_weights - jnp.where(top == -jnp.inf, 0, top))
 

@@ -4,6 +4,7 @@ Source: the GGUF specification (ggml, `docs/gguf.md`), version 3, little-endian.
 the `gguf` library's, so that every quantization type it knows is read with its numbers.
 """
 
+import math
 import os
 import struct
 from pathlib import Path
@@ -97,7 +98,7 @@ class GGUFFile:
         self.path = Path(path)
         if self.path.stat().st_size < 24:
             raise GGUFError(f"{self.path} is too short for a GGUF file. Download it again.")
-        self._data = np.memmap(self.path, np.uint8, mode="r")
+        self._data = np.memmap(self.path, np.uint8, mode="r").view(np.ndarray)
         cursor = _Cursor(self._data, self.path)
         magic = bytes(cursor.take(4))
         if magic != b"GGUF":
@@ -169,6 +170,7 @@ class GGUFFile:
             return np.array(data.view("<f4").reshape(shape))
         if kind == gguf.GGMLQuantizationType.F16:
             return data.view("<f2").reshape(shape).astype(np.float32)
-        rows = data.reshape(*shape[:-1], -1)
+        # The library takes 16 rows a call. Blocks know no rows, so longer rows are fewer calls.
+        rows = data.reshape(math.prod(shape[:-1]) // math.gcd(math.prod(shape[:-1]), 64), -1)
         values = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType(kind))
         return np.ascontiguousarray(values, np.float32).reshape(shape)

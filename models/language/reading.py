@@ -18,10 +18,10 @@ class Reading(NamedTuple):
 
 
 def texts(lm: LanguageModel, particles: Particles, site: str = "token") -> list[Reading]:
-    """The distinct texts of a population, most probable first; particles with the same text are merged.
+    """The distinct texts of a population, most probable first; equal texts are merged.
 
-    Probabilities are the normalized weights: a self-normalized (consistent) estimate. Texts of weight zero are left out;
-    a dead population gives an empty list.
+    Probabilities are the normalized weights: a self-normalized (consistent) estimate. Texts of
+    weight zero are left out; a dead population gives an empty list.
     """
     if lm.tokenizer is None:
         raise ValueError("this model has no tokenizer: read particles.choices instead")
@@ -36,5 +36,7 @@ def texts(lm: LanguageModel, particles: Particles, site: str = "token") -> list[
         finished = bool(ids) and ids[-1] == lm.eos
         text = lm.tokenizer.decode(ids[:-1] if finished else ids)
         merged.setdefault((text, finished), []).append(float(weight))
-    readings = [Reading(text, sum(ws), len(ws), done) for (text, done), ws in merged.items() if sum(ws) > 0]
+    readings = [
+        Reading(text, sum(ws), len(ws), done) for (text, done), ws in merged.items() if sum(ws) > 0
+    ]
     return sorted(readings, key=lambda r: -r.probability)

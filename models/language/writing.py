@@ -15,7 +15,7 @@ from .protocol import LanguageModel, Prefix, Prompt, State
 
 
 class Text(eqx.Module):
-    """The state of a particle that writes: what the model expects next, the last token, and whether it ended."""
+    """The state of a particle that writes: the model's, the last token, and whether it ended."""
 
     hot: Hot
     last: Int[Array, ""]
@@ -32,7 +32,9 @@ class Text(eqx.Module):
         state = lm.start(prefix, max_tokens)
         return Text(Hot(state), jnp.full((), lm.eos, jnp.int32), jnp.zeros((), bool))
 
-    def write(self, lm: LanguageModel, prefix: Prefix, token: Int[Array, ""], t: Int[Array, ""]) -> "Text":
+    def write(
+        self, lm: LanguageModel, prefix: Prefix, token: Int[Array, ""], t: Int[Array, ""]
+    ) -> "Text":
         """The state after `token` at step t; the end-of-text token ends it."""
         state = lm.advance(prefix, self.hot.value, token, t)
         return Text(Hot(state), token.astype(jnp.int32), token == lm.eos)
@@ -48,14 +50,15 @@ def generation(
     prompt: Prompt | Prefix,
     max_tokens: int,
     temperature: Any = 1.0,
-    at_length: AtLength = Keep(),
+    at_length: AtLength | None = None,
 ) -> StateSpace:
     """The language model writing after a prompt, as a StateSpace with site "token".
 
-    Law: tokens from softmax(logits / temperature) until end of text, at most `max_tokens`; the end-of-text token is part of
-    the text. The weights and the prompt's cache are bound to the model: stored once, shared by all particles. `prompt`
-    is a text, chat messages, token ids, or a `Prefix` from `lm.prompt`. New weights, prompts of the same padded
-    length and temperatures compile nothing.
+    Law: tokens from softmax(logits / temperature) until end of text, at most `max_tokens`; the
+    end-of-text token is part of the text. The weights and the prompt's cache are bound to the
+    model: stored once, shared by all particles. `prompt` is a text, chat messages, token ids, or a
+    `Prefix` from `lm.prompt`. New weights, prompts of the same padded length and temperatures
+    compile nothing.
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens is the number of steps, at least 1; got {max_tokens}")
@@ -72,11 +75,15 @@ def generation(
     def replay(choices: Choices, t, lm, prefix, temperature):
         return rebuilt(lm, prefix, choices["token"], t, max_tokens)
 
-    model = StateSpace(init, step, max_tokens, done=ended, at_length=at_length, replay=replay)
+    model = StateSpace(
+        init, step, max_tokens, done=ended, at_length=at_length or Keep(), replay=replay
+    )
     return bind(model, lm, prefix, jnp.asarray(temperature, dtype=float))
 
 
-def rebuilt(lm: LanguageModel, prefix: Prefix, tokens: Int[Array, "T"], t: Int[Array, ""], max_tokens: int) -> Text:
+def rebuilt(
+    lm: LanguageModel, prefix: Prefix, tokens: Int[Array, "T"], t: Int[Array, ""], max_tokens: int
+) -> Text:
     """The state after the first t of `tokens`, by one teacher-forced pass."""
     steps = jnp.arange(tokens.shape[0])
     over = jnp.any((tokens == lm.eos) & (steps < t))
