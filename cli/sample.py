@@ -56,7 +56,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         action="append",
         default=[],
         metavar="WORD=NATS",
-        help="reward for tokens that begin with WORD (default 1 nat; negative discourages); repeatable",
+        help="reward for tokens that begin with WORD (default 1 nat; may be negative); repeatable",
     )
     parser.add_argument(
         "--must-end",
