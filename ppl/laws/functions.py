@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..enumeration import ExactPosterior, at_path, matches
-from ..partial import Choices, walk
+from ..generative import given_masks
+from ..partial import Choices, as_given, walk
 
 JOINT = 4
 
@@ -18,9 +19,9 @@ JOINT = 4
 class Features(eqx.Module):
     """Test functions as one vector-valued function of choices.
 
-    By default the indicator of every value of every site instance (inactive instances hold zeros), and
-    a few cosines of random projections of all of them, which see errors in the joint law that the
-    marginals do not have. `exact` holds the posterior expectations.
+    By default the indicator of every value of every unconstrained site (inactive instances hold
+    zeros), and a few cosines of random projections of all of them, which see errors in the joint
+    law that the marginals do not have. `exact` holds the posterior expectations.
     """
 
     supports: tuple[Array, ...]
@@ -32,9 +33,8 @@ class Features(eqx.Module):
     def __call__(self, choices: Choices) -> Float[Array, " f"]:
         """The values of all functions."""
         if self.projections is None:
-            parts = [
-                jnp.ravel(jnp.asarray(x)) for f in self.custom for x in jax.tree.leaves(f(choices))
-            ]
+            values = [jax.tree.leaves(f(choices)) for f in self.custom]
+            parts = [jnp.ravel(jnp.asarray(x)) for leaves in values for x in leaves]
             return jnp.concatenate([jnp.ones(1), *(x.astype(float) for x in parts)])
         hits = [
             jnp.ravel(matches(support, at_path(choices, path), axes))
@@ -52,7 +52,7 @@ class Features(eqx.Module):
 def features(
     posterior: ExactPosterior, functions: Mapping[str, Callable] | None = None
 ) -> tuple[Features, np.ndarray]:
-    """The default functions, or those given (`f(choices) -> array`), and their posterior expectations."""
+    """The default functions, or those given, and their posterior expectations."""
     if functions is not None:
         names = ["1"]
         for name, f in functions.items():
@@ -63,15 +63,17 @@ def features(
     else:
         sites, supports, names = [], [], ["1"]
 
-        def site(path, happened, support):
-            if support is None:
+        def site(path, happened, support, given):
+            if support is None or given is True:
                 return
             axes = happened.ndim - 1
             sites.append((path, axes))
             supports.append(support)
             names.extend(_names("/".join(path), np.asarray(support), axes))
 
-        walk(site, posterior.happened, posterior.supports)
+        constraints = as_given(posterior.target.constraints)
+        given = given_masks(posterior.happened, constraints)
+        walk(site, posterior.happened, posterior.supports, given)
         n = len(names) - 1
         projections = np.random.default_rng(0).normal(size=(JOINT, n))
         names += [f"joint {i}" for i in range(JOINT)]

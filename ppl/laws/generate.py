@@ -15,8 +15,8 @@ from .result import LawResult, decide
 DRAWS = 16
 
 ADVICE = (
-    "generate's weight is not the density of what was constrained. Look for a constrained site that is "
-    "drawn again, or for an observe or factor whose weight is lost."
+    "generate's weight is not the density of what was constrained. Look for a constrained site "
+    "that is drawn again, or for an observe or factor whose weight is lost."
 )
 
 

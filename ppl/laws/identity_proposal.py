@@ -17,9 +17,9 @@ from .result import LawResult, decide, roundings
 from .statistics import batches
 
 ADVICE = (
-    "With this proposal weights differ from the bootstrap weights of the same choices, so it is not the "
-    "model's own law of the sites that it draws; that is no error unless it was meant to be. A proposal "
-    "for which this fails should pass laws.proper_weighting."
+    "With this proposal weights differ from the bootstrap weights of the same choices, so it is "
+    "not the model's own law of the sites that it draws; that is no error unless it was meant "
+    "to be. A proposal for which this fails should pass laws.proper_weighting."
 )
 
 
@@ -56,12 +56,13 @@ class _Path(eqx.Module):
 def identity_proposal(
     key: PRNGKeyArray, target: Any, proposal: Proposal, *, runs: int = 2**11
 ) -> LawResult:
-    """Check that a proposal meant to be the model's own law leaves the bootstrap weights as they are.
+    """Check that a proposal meant to be the model's own law leaves the weights as they are.
 
-    Law, path by path and not only on average: if the proposal draws each of its sites from the distribution
-    the model has there, the product of the potentials along a path is the bootstrap weight of its choices,
-    exp(log_weight) times the density of the constrained sites; so, if nothing is observed or constrained, the
-    weight is constant. Up to rounding, whatever the constraints.
+    Law, path by path and not only on average: if the proposal draws each of its sites from the
+    distribution the model has there, the product of the potentials along a path is the bootstrap
+    weight of its choices, exp(log_weight) times the density of the constrained sites; so, if
+    nothing is observed or constrained, the weight is constant. Up to rounding, whatever the
+    constraints.
     """
     one = _Path(FeynmanKac(as_target(target), proposal))
 

@@ -23,8 +23,9 @@ from .statistics import batches
 TRACES = 2**11
 
 ADVICE = (
-    "An operation disagrees with the others. Look for a site that is scored but not recorded, a weight "
-    "that depends on which sites were given, or choices that are not zero where nothing happened."
+    "An operation disagrees with the others. Look for a site that is scored but not recorded, a "
+    "weight that depends on which sites were given, or choices that are not zero where nothing "
+    "happened."
 )
 
 
@@ -37,16 +38,15 @@ class _Identities(eqx.Module):
 
     def __call__(self, key: PRNGKeyArray) -> dict:
         f, args, sel = self.program, self.args, self.selection
-        keys = jax.random.split(key, 6)
-        trace = f.simulate(keys[0], *args)
-        density = f.assess(trace.choices, *args)[0]
+        keys = jax.random.split(key, 5)
+        both = jax.vmap(lambda k: f.simulate(k, *args))(jax.random.split(keys[0]))
+        trace, other = (jax.tree.map(lambda x, i=i: x[i], both) for i in range(2))
         parts = f.project(trace, sel, *args) + f.project(trace, ~sel, *args)
         whole, log_w = f.generate(keys[1], trace.choices, *args)
         still, none = f.regenerate(keys[2], trace, select(), *args)
         out = {
-            "assess = score + log_weight": _pair(density, _log_density(trace)),
             "project(sel) + project(~sel) = score": _pair(parts, trace.score),
-            "generate with every choice given: weight = assess": _pair(log_w, density),
+            "generate with every choice given: weight = assess": _pair(log_w, _log_density(trace)),
             "generate with every choice given: choices": _differ(whole.choices, trace.choices),
             "regenerate nothing: weight 0": _pair(none, jnp.zeros_like(none), _log_density(trace)),
             "regenerate nothing: choices": _differ(still.choices, trace.choices),
@@ -58,22 +58,21 @@ class _Identities(eqx.Module):
         undrawn = total(trace.log_probs, _either(masks, fresh.active, trace.log_probs))
         ratio = _log_density(fresh) - _log_density(trace) - drawn + undrawn
         out["regenerate: weight = log ratio"] = _pair(log_w, ratio, drawn)
-        out["regenerate: the new trace"] = _pair(
-            f.assess(fresh.choices, *args)[0], _log_density(fresh)
-        )
-        changes = _part(f.simulate(keys[4], *args).choices, masks)
-        new, log_w, old = f.update(keys[5], trace, changes, *args)
-        back, log_w_back, _ = f.update(keys[5], new, old, *args)
-        given = jax.tree.map(lambda m: m, masks)
-        drawn = total(new.log_probs, _fresh(given, trace.active, new.log_probs))
+        new, log_w, old = f.update(keys[4], trace, _part(other.choices, masks), *args)
+        back, log_w_back, _ = f.update(keys[4], new, old, *args)
+        drawn = total(new.log_probs, _fresh(masks, trace.active, new.log_probs))
         gain = _log_density(new) - _log_density(trace)
         out["update: weight = gain - drawn"] = _pair(log_w, gain - drawn, drawn)
-        out["update: the new trace"] = _pair(f.assess(new.choices, *args)[0], _log_density(new))
         possible = jnp.isfinite(_log_density(new))
         out["update and its reverse: weights"] = _pair(
             *(jnp.where(possible, x, jnp.zeros_like(x)) for x in (log_w_back + drawn, -log_w))
         )
         out["update and its reverse: choices"] = _differ(back.choices, trace.choices)
+        traces = {"simulate": trace, "regenerate": fresh, "update": new}
+        stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *(t.choices for t in traces.values()))
+        densities = jax.vmap(lambda c: f.assess(c, *args)[0])(stacked)
+        for (name, t), density in zip(traces.items(), densities, strict=True):
+            out[f"{name}: assess = score + log_weight"] = _pair(density, _log_density(t))
         return out
 
 
@@ -153,14 +152,15 @@ def interface(
 ) -> LawResult:
     """Check a program's six operations against each other, and against enumeration.
 
-    Laws, on random traces, up to rounding: assess(simulate.choices) = score + log_weight; project(sel) +
-    project(~sel) = score; generate with every choice given has weight assess; regenerate of nothing has weight 0
-    and changes nothing; the weight of `regenerate` is the log density ratio less the forward over the reverse
-    proposal density; the weight of `update` is the gain in log density less that of what was drawn, and
-    its reverse gives the old choices and the negative weight. By enumeration (`enumerable=False` leaves these two
-    out): `generate` without constraints is properly weighted, and regenerate's weight as acceptance ratio leaves
-    the program's normalised density invariant. `selection` (the first site by default) is what is updated
-    and regenerated.
+    Laws, on random traces, up to rounding: assess(simulate.choices) = score + log_weight;
+    project(sel) + project(~sel) = score; generate with every choice given has weight assess;
+    regenerate of nothing has weight 0 and changes nothing; the weight of `regenerate` is the log
+    density ratio less the forward over the reverse proposal density; the weight of `update` is the
+    gain in log density less that of what was drawn, and its reverse gives the old choices and the
+    negative weight. By enumeration (`enumerable=False` leaves these two out): `generate` without
+    constraints is properly weighted, and regenerate's weight as acceptance ratio leaves the
+    program's normalised density invariant. `selection` (the first site by default) is what is
+    updated and regenerated.
     """
     target = Target(program, args)
     shape = jax.eval_shape(lambda k: program.simulate(k, *args).log_probs, jax.random.key(0))

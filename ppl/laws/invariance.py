@@ -19,8 +19,8 @@ from .result import LawResult, Measure, decide
 CHUNK = 2**13
 
 ADVICE = (
-    "The kernel does not leave the target invariant. Look for a proposal density left out of the "
-    "acceptance ratio, a ratio upside down, or a retained particle that is not retained."
+    "The kernel does not leave the target invariant. Look for a proposal density left out of "
+    "the acceptance ratio, a ratio upside down, or a retained particle that is not retained."
 )
 
 
@@ -71,11 +71,12 @@ def invariance(
 ) -> LawResult:
     """Check that a kernel leaves the enumerated posterior invariant.
 
-    Law: if x is a posterior draw, so is x after `steps` moves. Starts are stratified: every possible choice is
-    the start of a share of the runs proportional to its probability, and the strata are put together with their
-    exact probabilities, so that no variance comes from the starts. `kernel` is any function
-    `(key, choices) -> choices`, or an `inference` kernel, `(key, target, trace) -> trace`. Choices
-    are those of `enumerate(target).choices`: constrained sites included.
+    Law: if x is a posterior draw, so is x after `steps` moves. Starts are stratified: every
+    possible choice is the start of a share of the runs proportional to its probability, and the
+    strata are put together with their exact probabilities, so that no variance comes from the
+    starts. `kernel` is any function `(key, choices) -> choices`, or an `inference` kernel, `(key,
+    target, trace) -> trace`. Choices are those of `enumerate(target).choices`: constrained sites
+    included.
     """
     target = as_target(target)
     posterior = enumerate(target)

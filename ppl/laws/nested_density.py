@@ -1,4 +1,4 @@
-"""The densities an algorithm reports when it is nested (Lew et al. 2023, section 4; see `Algorithm`)."""
+"""The densities an algorithm reports when it is nested (Lew et al. 2023, section 4)."""
 
 from typing import Any
 
@@ -19,9 +19,10 @@ from .statistics import batches, moments
 LIMIT = 256
 
 ADVICE = (
-    "random_weighted needs E[1/w | x] = 1/q(x) and estimate_logpdf E[w] = q(x), q being the law of "
-    "random_weighted's draws. Look whether estimate_logpdf runs with the value retained (conditional SMC "
-    "with a conditional resampler), and whether both use gamma(x) / Z-hat with the same Z-hat."
+    "random_weighted needs E[1/w | x] = 1/q(x) and estimate_logpdf E[w] = q(x), q being the law "
+    "of random_weighted's draws. Look whether estimate_logpdf runs with the value retained "
+    "(conditional SMC with a conditional resampler), and whether both use gamma(x) / Z-hat with "
+    "the same Z-hat."
 )
 
 
@@ -70,10 +71,11 @@ def nested_density(
 ) -> LawResult:
     """Check `random_weighted` and `estimate_logpdf` against each other at every possible choice.
 
-    With q(v) the law of random_weighted's draws: for every v, E[1{x = v} / w] = 1; E[estimate(v)] is the
-    frequency of v; the product E[1/w | x = v] E[estimate(v)] is 1 (sharper: the frequencies cancel); summed
-    over all v, E[1/w] is their number and E[estimate(v)] sums to the probability that a draw is possible.
-    For targets of at most 256 possible choices. Choices too rare to be drawn 50 times are reported untested.
+    With q(v) the law of random_weighted's draws: for every v, E[1{x = v} / w] = 1; E[estimate(v)]
+    is the frequency of v; the product E[1/w | x = v] E[estimate(v)] is 1 (sharper: the frequencies
+    cancel); summed over all v, E[1/w] is their number and E[estimate(v)] sums to the probability
+    that a draw is possible. For targets of at most 256 possible choices. Choices too rare to be
+    drawn 50 times are reported untested.
     """
     target = as_target(target)
     posterior = enumerate(target)
@@ -92,7 +94,7 @@ def nested_density(
         q, inverse = mean[:m], mean[m:-1]
         seen = q * n >= RARE
         with np.errstate(divide="ignore", invalid="ignore"):
-            # Given x = v: mean of 1/w is inverse / q, its second moment from the error of `inverse`.
+            # Given x = v the mean of 1/w is inverse / q; `second` is the mean of its square.
             second = error[m:-1] ** 2 * (n - 1) + inverse**2
             given = inverse / q
             given_error = np.sqrt(np.maximum(second / q - given**2, 0) / (n * q))

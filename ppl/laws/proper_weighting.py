@@ -16,9 +16,9 @@ from .result import LawResult, Measure, decide, roundings
 from .statistics import batches, moments
 
 ADVICE = (
-    "The algorithm is not properly weighted for this target. Look for a proposal that misses values the "
-    "model allows, a density that is not that of the draw, a weight that is reset or counted twice at "
-    "resampling, or choices that were not gathered with their ancestors."
+    "The algorithm is not properly weighted for this target. Look for a proposal that misses "
+    "values the model allows, a density that is not that of the draw, a weight that is reset or "
+    "counted twice at resampling, or choices that were not gathered with their ancestors."
 )
 
 
@@ -53,10 +53,11 @@ def proper_weighting(
 ) -> LawResult:
     """Check an algorithm's population against the enumerated target.
 
-    Law: the mean over runs of (1/N) sum_i w_i f(x_i) is Z E_post[f] for every f, dead runs counted as 0;
-    and log_evidence = logsumexp(log_weights) - log N in every run. `algorithm` has `run(key, target)`,
-    which returns `log_weights` [N], `choices` with leading axis N, and `log_evidence`. `functions`, by name,
-    are `f(choices) -> array`; by default see `Features`. A run at the default takes seconds on a tiny model.
+    Law: the mean over runs of (1/N) sum_i w_i f(x_i) is Z E_post[f] for every f, dead runs counted
+    as 0; and log_evidence = logsumexp(log_weights) - log N in every run. `algorithm` has `run(key,
+    target)`, which returns `log_weights` [N], `choices` with leading axis N, and `log_evidence`.
+    `functions`, by name, are `f(choices) -> array`; by default see `Features`. A run at the default
+    takes seconds on a tiny model.
     """
     target = as_target(target)
     posterior = enumerate(target)

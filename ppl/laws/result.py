@@ -22,8 +22,9 @@ class LawError(AssertionError):
 class LawResult:
     """The verdict on a law.
 
-    - `z`: by the name of what was compared, (estimate - exact) / standard error. For an identity without
-      randomness it is the error in units of `ROUNDINGS` roundings; 0 or inf for something impossible.
+    - `z`: by the name of what was compared, (estimate - exact) / standard error. For an identity
+      without randomness it is the error in units of `ROUNDINGS` roundings; 0 or inf for something
+      impossible.
     - `runs`: independent runs behind the last z-scores.
     - `first`: the z-scores that failed before the check was run again, or None.
     - `untested`: names too rare in so many runs for a normal approximation.
@@ -81,7 +82,7 @@ Measure = Callable[[PRNGKeyArray, int], tuple[dict[str, float], list[str]]]
 
 
 def decide(law: str, measure: Measure, key: PRNGKeyArray, runs: int, advice: str) -> LawResult:
-    """Measure; what fails is measured again with four times the runs and new keys before it counts."""
+    """Measure; a failure is measured again, four times the runs and new keys, before it counts."""
     z, untested = measure(jax.random.fold_in(key, 0), runs)
     result = LawResult(law, z, runs, advice, None, tuple(untested))
     if result.ok:
@@ -91,7 +92,7 @@ def decide(law: str, measure: Measure, key: PRNGKeyArray, runs: int, advice: str
 
 
 def standardized(difference, standard_error, scale=1.0) -> np.ndarray:
-    """Difference / standard error, with float32's accumulated rounding of `scale` as the least error."""
+    """Difference / standard error; the least error is float32's accumulated rounding of `scale`."""
     floor = 4 * np.finfo(np.float32).eps * np.abs(scale)
     return np.asarray(difference, np.float64) / np.hypot(standard_error, floor)
 

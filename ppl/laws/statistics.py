@@ -15,9 +15,10 @@ def batches(
     one: Callable, key: PRNGKeyArray, runs: int, *args: PyTree
 ) -> Iterator[tuple[PyTree, int]]:
     """`one(key, *args)` over `runs` keys, vmapped, in chunks: (results, how many of them count)."""
-    for start in range(0, runs, CHUNK):
-        keys = jax.random.split(jax.random.fold_in(key, start), CHUNK)
-        yield _vmapped(one, keys, args), min(CHUNK, runs - start)
+    chunk = min(CHUNK, runs)
+    for start in range(0, runs, chunk):
+        keys = jax.random.split(jax.random.fold_in(key, start), chunk)
+        yield _vmapped(one, keys, args), min(chunk, runs - start)
 
 
 @compiled

@@ -4,6 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..enumeration import enumerate
@@ -12,8 +13,9 @@ from .result import LawResult, decide, standardized
 from .statistics import batches, moments
 
 ADVICE = (
-    "E[exp(log_evidence)] is not the evidence. Look for weights that are reset at resampling without "
-    "their mean being carried, for 1/N, and for dead runs that are left out (they count as 0)."
+    "E[exp(log_evidence)] is not the evidence. Look for weights that are reset at resampling "
+    "without their mean being carried, for 1/N, and for dead runs that are left out (they count "
+    "as 0)."
 )
 
 
@@ -24,7 +26,8 @@ class _Evidence(eqx.Module):
 
     def __call__(self, key):
         log_z = self.algorithm.run(key, self.target).log_evidence
-        return jnp.exp(log_z - self.log_evidence.astype(log_z.dtype))[None]
+        ratio = jnp.exp(log_z - self.log_evidence.astype(log_z.dtype))
+        return jnp.where(jnp.isneginf(log_z), jnp.zeros_like(ratio), ratio)[None]
 
 
 def unbiased_evidence(
@@ -37,8 +40,8 @@ def unbiased_evidence(
 ) -> LawResult:
     """Check that the mean of exp(log_evidence) over runs is Z.
 
-    `log_evidence` is the exact one in nats, from a forward-backward pass or a Kalman filter; without it
-    the target is enumerated. Of the population only `log_evidence` is looked at.
+    `log_evidence` is the exact one in nats, from a forward-backward pass or a Kalman filter;
+    without it the target is enumerated. Of the population only `log_evidence` is looked at.
     """
     target = as_target(target)
     exact = enumerate(target).log_evidence if log_evidence is None else log_evidence
@@ -46,6 +49,7 @@ def unbiased_evidence(
 
     def measure(key, runs):
         mean, error, _ = moments(batches(one, key, runs))
-        return {"evidence": float(standardized(mean - 1, error)[0])}, []
+        expected = 0 if np.isneginf(exact) else 1
+        return {"evidence": float(standardized(mean - expected, error)[0])}, []
 
     return decide("unbiased evidence", measure, key, runs, ADVICE)

@@ -80,7 +80,7 @@ def test_nested_density():
 
 
 class Metropolis(eqx.Module):
-    """Flip the first state or the second; moves of the first to 1 are accepted `factor` too often."""
+    """Flip one of two states; moves of the first to 1 are accepted `factor` too often."""
 
     target: ppl.Target
     factor: float
