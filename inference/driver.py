@@ -245,9 +245,11 @@ class Driver(eqx.Module):
         return reduce(flag.astype(jnp.int32), self.batch_axis) > 0
 
     def _all_done(self, population: Population) -> Bool[Array, ""]:
+        """Nothing can change any more: every particle is done or dead."""
         if self.fk.model.done is None:
             return jnp.zeros((), bool)
-        return jnp.all(jax.vmap(self.fk.model.finished)(population.state))
+        finished = jax.vmap(self.fk.model.finished)(population.state)
+        return jnp.all(finished | jnp.isneginf(population.log_weights))
 
     def _keep(self, moved: Moved) -> dict[str, Any]:
         kept = jax.vmap(self.record.keep)(moved.choices, moved.state)

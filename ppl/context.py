@@ -53,11 +53,12 @@ class Context:
                 "give a NumPyro distribution, ppl.Token, ppl.marginal(...) or ppl.normalize(...); "
                 "a program is called with ctx.call(name, program, *args)."
             )
-        self._choices[name], self._log_probs[name] = value, log_prob
+        self._choices[name] = value
+        self._log_probs[name] = log_prob.astype(self._log_weight.dtype)
         return value
 
     def observe(self, name: str, distribution: dist.Distribution, value: ArrayLike) -> None:
-        """Condition on `value` having been drawn from the distribution: adds its log density, nats."""
+        """Condition on `value` having been drawn: adds its log density, nats."""
         self._enter(name)
         if not isinstance(distribution, dist.Distribution):
             raise ProgramError(
@@ -130,8 +131,8 @@ class Context:
             raise ProgramError(f"a site name is a non-empty string, got {name!r}")
         if self._ended:
             raise ProgramError(
-                f"site {self._at(name)} was reached when its program has ended: use the context only inside the "
-                "program that it was handed to"
+                f"site {self._at(name)} was reached when its program has ended: use the context only "
+                "inside the program that it was handed to"
             )
         if name in self._names:
             raise ProgramError(

@@ -1,4 +1,4 @@
-"""State-space models: hidden Markov models, stochastic volatility and language models writing text, one class."""
+"""State-space models: hidden Markov models and language models are one class."""
 
 import abc
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .code import Code
 from .combinators.branches import check_alike, run_gated
@@ -45,7 +45,7 @@ class Reject(AtLength):
 
 
 class StateSpace(GenerativeFunction):
-    """A model that evolves in time: `init(ctx, *args) -> state`, `step(ctx, state, t, *args) -> state`.
+    """A model in time: `init(ctx, *args) -> state`, `step(ctx, state, t, *args) -> state`.
 
     `t` counts steps from 0 to length - 1. Choices are one flat dict: init's sites, and step's
     sites with a leading time axis (names must differ). `done(state)` is tested after init and
@@ -73,7 +73,7 @@ class StateSpace(GenerativeFunction):
         replay: Callable | None = None,
         bound: tuple = (),
     ):
-        """`replay(choices, t, *args) -> state`, if given, rebuilds the state after t steps faster than stepping."""
+        """`replay(choices, t, *args) -> state`, if given, rebuilds the state after t steps."""
         if length < 0 or int(length) != length:
             raise ProgramError(f"length is the number of steps, a non-negative int; got {length!r}")
         if done is None and isinstance(at_length, Reject):
@@ -105,7 +105,7 @@ class StateSpace(GenerativeFunction):
         return finished
 
     def split(self, given: Given, args: tuple) -> tuple[Given, Given]:
-        """Given values of init's sites and of step's sites; the latter need a leading axis of `length`."""
+        """Given values of init's and of step's sites, the latter with an axis of `length`."""
         if not given or self.length == 0:
             return given, {}
         shape = jax.eval_shape(lambda key: self.start(key, {}, args), jax.random.key(0))
@@ -173,6 +173,7 @@ class StateSpace(GenerativeFunction):
         The return value is the whole state, hot parts included. Later choices are zeros, not
         active.
         """
+        steps = None if steps is None else jnp.asarray(steps, jnp.int32)
         given_init, given_steps = self.split(given, args)
         first = self.start(
             None if key is None else jax.random.fold_in(key, 0), given_init, args, request
@@ -211,7 +212,7 @@ class StateSpace(GenerativeFunction):
         (state, log_weight), (choices, log_probs, active, support) = jax.lax.scan(
             body,
             (first.retval, first.log_weight),
-            (jnp.arange(self.length), given_steps),
+            (jnp.arange(self.length, dtype=jnp.int32), given_steps),
             length=self.length,
         )
         clash = set(first.choices) & set(choices)
@@ -238,7 +239,7 @@ class StateSpace(GenerativeFunction):
         out = self.run_to(key, given, args, None, request)
         return eqx.tree_at(lambda o: o.retval, out, drop_hot(out.retval))
 
-    def replay(self, choices: Choices, t: Int[Array, ""], *args: PyTree) -> PyTree:
+    def replay(self, choices: Choices, t: Int[ArrayLike, ""], *args: PyTree) -> PyTree:
         """The whole state, hot parts included, after t steps with these choices."""
         if self.replayer is not None:
             return self.replayer(choices, t, *self.bound, *args)
