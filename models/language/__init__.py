@@ -7,13 +7,13 @@ from .fetch import FetchError as FetchError
 from .gguf_file import GGUFError as GGUFError
 from .llama import Llama as Llama
 from .llama import LlamaConfig as LlamaConfig
-from .llama import random_llama as random_llama
 from .loading import LoadError as LoadError
 from .loading import load as load
 from .protocol import LanguageModel as LanguageModel
 from .protocol import Prefix as Prefix
 from .protocol import State as State
 from .protocol import encode_prompt as encode_prompt
+from .random_llama import random_llama as random_llama
 from .reading import Reading as Reading
 from .reading import texts as texts
 from .safetensors_file import SafetensorsError as SafetensorsError

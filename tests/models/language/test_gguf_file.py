@@ -22,7 +22,7 @@ def written(tmp_path):
     writer.add_array("words", ["a", "", "½ 🤖"])
     writer.add_array("numbers", [3, 1, 4])
     writer.add_array("nested", [[1, 2], [3]])
-    values = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
+    values = np.random.default_rng(0).normal(size=(24, 64)).astype(np.float32)
     for kind in QUANTIZED:
         data = gguf.quants.quantize(values, kind)
         writer.add_tensor(kind.name, data, raw_dtype=kind)
@@ -55,7 +55,7 @@ def test_tensors_equal_the_library(written):
         assert got.dtype == np.float32
         np.testing.assert_array_equal(got, expected.reshape(values.shape))
     np.testing.assert_array_equal(file.tensor("vector"), values[0])
-    assert file.shape("Q4_1") == (3, 64)
+    assert file.shape("Q4_1") == (24, 64)
 
 
 def test_unknown_tensor(written):
