@@ -24,7 +24,10 @@ class Algorithm(eqx.Module):
 
     @abc.abstractmethod
     def run_conditional(self, key: PRNGKeyArray, target: Any, retained: Choices) -> Any:
-        """The population when one particle is made to be `retained`; E[1/Z-hat] = 1/Z if retained is a posterior draw."""
+        """The population when one particle is made to be `retained`.
+
+        E[1/Z-hat] = 1/Z if retained is a posterior draw.
+        """
 
     @abc.abstractmethod
     def random_weighted(
@@ -36,4 +39,4 @@ class Algorithm(eqx.Module):
     def estimate_logpdf(
         self, key: PRNGKeyArray, target: Target, choices: Choices
     ) -> Float[Array, ""]:
-        """log w with E[w] = q(choices), by a run in which `choices` is retained."""
+        """Log w with E[w] = q(choices), by a run in which `choices` is retained."""

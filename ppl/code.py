@@ -1,4 +1,4 @@
-"""A function as a static, hashable part of a program: equal when its code and what it closes over are equal.
+"""A function as a static, hashable part of a program, compared by content.
 
 JAX compiles once per static structure. A notebook cell that is run again makes a new function
 object of the same code; compared by content it is the same structure, and nothing is compiled
@@ -15,7 +15,7 @@ from .fingerprint import ByContent, Digest, is_module_class
 
 
 class Code(eqx.Module):
-    """A Python function, compared by `fingerprint`: code, defaults, closure and the globals it names."""
+    """A Python function, compared by code, defaults, closure and the globals it names."""
 
     _static: ByContent = eqx.field(static=True)
 
@@ -28,6 +28,7 @@ class Code(eqx.Module):
         return self._static.fn
 
     def __call__(self, *args, **kwargs):
+        """Call the function."""
         return self.fn(*args, **kwargs)
 
     def __eq__(self, other):
@@ -38,7 +39,7 @@ class Code(eqx.Module):
 
 
 class Fingerprints:
-    """The digests of all code in a tree as one static value: an argument of every compiled entry point.
+    """The digests of all code in a tree: a static argument of every compiled entry point.
 
     Taken at each call, so that redefining a global that a program names is noticed.
     """

@@ -9,7 +9,7 @@ from .code import Fingerprints
 
 
 def compiled(fn: Callable) -> Callable:
-    """Compile `fn`; arrays in the arguments are dynamic, everything else is static and compared by value.
+    """Compile `fn`; arrays in the arguments are dynamic, the rest is static, compared by value.
 
     A second call with other arrays of the same shapes compiles nothing.
     """

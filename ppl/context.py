@@ -131,8 +131,8 @@ class Context:
             raise ProgramError(f"a site name is a non-empty string, got {name!r}")
         if self._ended:
             raise ProgramError(
-                f"site {self._at(name)} was reached when its program has ended: use the context only "
-                "inside the program that it was handed to"
+                f"site {self._at(name)} was reached when its program has ended: use the context "
+                "only inside the program that it was handed to"
             )
         if name in self._names:
             raise ProgramError(

@@ -98,12 +98,12 @@ class Token(dist.Distribution):
 
     @property
     def log_normalizer(self) -> Float[Array, "*batch"]:
-        """Log of the sum of exp(logits) over the unmasked tokens, nats: the mass that the mask leaves."""
+        """Log of the sum of exp(logits) over the unmasked tokens, nats."""
         log_sum, top = self._log_sum(self._allowed())
         return log_sum + top
 
     def _log_sum(self, logits):
-        """Log of the sum of exp(logits - top), and top: apart, because far from zero they do not add exactly."""
+        """Log of the sum of exp(logits - top), and top: far from zero they do not add exactly."""
         blocks, top = self._blocks(logits)
         sums = blocks.sum(-1).sum(-1)
         empty = sums == 0
@@ -128,7 +128,7 @@ class Token(dist.Distribution):
         return jax.vmap(one)(u).reshape(*sample_shape, *self.batch_shape)
 
     def log_prob(self, value: Int[ArrayLike, "..."], intermediates=None) -> Float[Array, "..."]:
-        """Log-probability in nats; -inf for what is masked or no token, and throughout an empty distribution."""
+        """Log-probability in nats; -inf for what is masked, no token, or of an empty law."""
         logits = self._allowed()
         value = jnp.asarray(value)
         shape = jnp.broadcast_shapes(value.shape, self.batch_shape)
@@ -184,7 +184,7 @@ def drawn_like(d: dist.Distribution) -> jax.ShapeDtypeStruct:
 
 @third_party
 def log_density(d: dist.Distribution, value: Array, *, check: bool) -> Float[Array, ""]:
-    """Log density summed over the batch, nats; with `check`, -inf where the value is outside the support."""
+    """Log density summed over the batch, nats; with `check`, -inf outside the support."""
     if not check or not _checkable(d.support):
         return jnp.sum(d.log_prob(value))
     inside = d.support(value)
@@ -197,8 +197,8 @@ def log_density(d: dist.Distribution, value: Array, *, check: bool) -> Float[Arr
 
 
 def _checkable(support) -> bool:
-    """Scalar supports other than the whole line: tests such as 'is a simplex' depend on rounding."""
-    while isinstance(support, type(constraints.real_vector)):  # an event of independent scalars
+    """Scalar supports but the whole line: tests such as 'is a simplex' depend on rounding."""
+    while hasattr(support, "base_constraint"):  # an event of independent scalars
         support = support.base_constraint
     return (
         support is not None
@@ -209,7 +209,7 @@ def _checkable(support) -> bool:
 
 @third_party
 def finite_support(d: dist.Distribution) -> Array | None:
-    """All values of a draw along a new leading axis (the product over the batch), or None if not finite."""
+    """All values of a draw along a new leading axis (over the batch their product), or None."""
     if not d.has_enumerate_support:
         return None
     try:

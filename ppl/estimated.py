@@ -18,4 +18,4 @@ class EstimatedDistribution(eqx.Module):
 
     @abc.abstractmethod
     def estimate_logpdf(self, key: PRNGKeyArray, value: PyTree) -> Float[Array, ""]:
-        """log w with E[w] = p(value)."""
+        """Log w with E[w] = p(value)."""

@@ -51,7 +51,7 @@ class Retained(eqx.Module):
 
 
 class FeynmanKac(eqx.Module):
-    """Transition kernel and log potential of each move of one particle; the driver vmaps it over particles."""
+    """Transition kernel and log potential of each move of one particle."""
 
     target: Target
     proposal: Proposal | None = None
@@ -141,7 +141,7 @@ def _moved(out: Outcome, log_potential: Float[Array, ""]) -> Moved:
 
 
 def _weight(out: Outcome, fixed: Given) -> Float[Array, ""]:
-    """Log density of the sites that were fixed, whether or not a retained value stands at the others."""
+    """Log density of the fixed sites, whether or not retained values stand at the others."""
     return total(out.log_probs, given_masks(out.log_probs, fixed)) + out.log_weight
 
 

@@ -1,4 +1,4 @@
-"""Digests of functions by content: code, defaults, closure and the globals and module attributes they name.
+"""Digests of functions by content: code, defaults, closure, globals and attributes.
 
 What is installed (the standard library, third-party packages, this package) is taken to be
 constant and digested by its qualified name, so that a digest costs microseconds and never wanders
@@ -40,7 +40,7 @@ _COMPOUND = frozenset((types.FunctionType, types.MethodType, tuple, list, dict, 
 
 
 class Identity:
-    """Equal only to itself: stands for an object that has no content to compare, and does not keep it alive."""
+    """Stands for an object without content to compare, which it does not keep alive."""
 
     def __init__(self, value: Any):
         self._hash = id(value)
@@ -61,7 +61,7 @@ class Identity:
 
 
 class Digest:
-    """A digest under construction: a flat list of tokens; what was visited before is a reference to it."""
+    """A digest under construction: a flat list of tokens, with references to earlier visits."""
 
     def __init__(self):
         self.tokens: list = []
@@ -252,7 +252,7 @@ class Digest:
 
 @functools.lru_cache(maxsize=4096)
 def is_module_class(cls: type) -> bool:
-    """Is this a class of `equinox.Module`? (`isinstance` on its instances is slow.)"""
+    """Is this a class of `equinox.Module`? `isinstance` on its instances is slow."""
     return issubclass(cls, eqx.Module)
 
 

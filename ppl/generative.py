@@ -1,4 +1,4 @@
-"""The generative-function interface: six operations, all defined from one run with some sites given.
+"""The generative-function interface: six operations, all from one run with some sites given.
 
 A generative function with args a has an unnormalised density over choices x: the product of its
 sites' densities p(x; a), `score`, times exp(log_weight), the product of its `observe` and
@@ -42,7 +42,7 @@ PLAIN = Request()
 
 
 class Outcome(eqx.Module):
-    """What a run produced; the fields are those of `Trace`, and per site the finite support if asked."""
+    """What a run produced: the fields of `Trace`, and per site the finite support if asked."""
 
     choices: Choices
     log_probs: Any
@@ -64,7 +64,7 @@ class Outcome(eqx.Module):
 
 
 class GenerativeFunction(eqx.Module):
-    """A program, a combinator or a `StateSpace`: anything that can be run with some of its sites given."""
+    """A program, a combinator or a `StateSpace`: what can be run with some sites given."""
 
     @abc.abstractmethod
     def run(
@@ -76,13 +76,13 @@ class GenerativeFunction(eqx.Module):
         """
 
     def simulate(self, key: PRNGKeyArray, *args: PyTree) -> Trace:
-        """Draw from the program's prior; `observe` and `factor` are weighed into `log_weight`, not sampled."""
+        """Draw from the program's prior; `observe` and `factor` go into `log_weight`."""
         return self.run(key, {}, args).trace()
 
     def assess(
         self, choices: Choices, *args: PyTree, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, ""], PyTree]:
-        """Log of the unnormalised density at `choices` (score + log_weight, nats), and the return value.
+        """Log density at `choices` (score + log_weight, nats), and the return value.
 
         Every site needs a value. Where a density is only estimated (`marginal`, `normalize`) a
         key is needed and the exponential of the result is an unbiased estimate.
@@ -130,7 +130,7 @@ class GenerativeFunction(eqx.Module):
         return out.trace(), log_w
 
     def project(self, trace: Trace, selection: Selection, *args: PyTree) -> Float[Array, ""]:
-        """Log density of the selected choices within the trace, nats: the part of `score` they stand for.
+        """Log density of the selected choices within the trace, nats: their part of `score`.
 
         `args` are those the trace was made with; the densities come from the trace, estimates
         included.
@@ -141,7 +141,7 @@ class GenerativeFunction(eqx.Module):
 def redraw(
     run: Callable[[Given], Outcome], trace: Trace, selection: Selection, fixed: Given | None = None
 ) -> tuple[Outcome, Float[Array, ""]]:
-    """The core of `regenerate`: run with the selected choices left to be drawn, except those `fixed`."""
+    """The core of `regenerate`: the selected choices are drawn, except those `fixed`."""
     masks = selection.masks(trace.log_probs)
     if fixed:
         masks = walk(_without, masks, given_masks(trace.log_probs, fixed))
@@ -162,7 +162,7 @@ def _without(_, selected, fixed):
 
 
 def kept(trace: Trace, drop: Any = None) -> Given:
-    """The trace's choices as given values where they happened, without those in the masks `drop`."""
+    """The trace's choices as given where they happened, without those in `drop`."""
 
     def leaf(_, log_prob, value, active, dropped):
         if dropped is True:

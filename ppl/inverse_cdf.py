@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Int
 
 
 def inverse_cdf(weights: Float[Array, "*b n"], uniform: Float[Array, "*b"]) -> Int[Array, "*b"]:
-    """The first index whose cumulative weight exceeds uniform x total, among those of positive weight.
+    """The first index of positive weight whose cumulative weight exceeds uniform x total.
 
     Weights are non-negative, in any scale. The answer has positive weight even where rounding
     makes the cumulative sum end below its total or dip, and at uniform = 0; a row of zeros gives

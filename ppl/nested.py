@@ -1,4 +1,4 @@
-"""Inference as a distribution: `marginal` and `normalize` (Lew, Ghavamizadeh, Rinard, Mansinghka 2023).
+"""Inference as a distribution: `marginal` and `normalize` (Lew et al. 2023).
 
 Both sample and estimate densities through an `Algorithm`; where the algorithm needs the density
 of a value it retains that value in a conditional run, so that the estimates are unbiased for
@@ -77,7 +77,7 @@ def split_choices(
 
 
 def normalize(target: Any, algorithm: Algorithm) -> Normalize:
-    """The posterior of a target as a distribution: `ctx.sample("z", ppl.normalize(target, inference.SMC(...)))`.
+    """The posterior of a target as a distribution: `ctx.sample(name, ppl.normalize(...))`.
 
     Law: the algorithm's output law q, which tends to the posterior as its budget grows; its
     density is estimated without bias, so that a proposal or guide that uses it is properly

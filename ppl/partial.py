@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 Choices = dict[str, Any]
-"""Nested dict from site name to value; under `vmap` and `scan` the values have leading instance axes."""
+"""Nested dict from site name to value, with leading instance axes under `vmap` and `scan`."""
 
 Given = dict[str, Any]
 """Nested dict from site name to `Partial`."""

@@ -68,8 +68,8 @@ def program(fn: Callable) -> Program:
     """
     if not callable(fn):
         raise ProgramError(
-            f"needs a program or a function f(ctx, *args), got {type(fn).__name__}: a distribution is drawn "
-            "with ctx.sample(name, distribution) inside a program"
+            f"needs a program or a function f(ctx, *args), got {type(fn).__name__}: a distribution "
+            "is drawn with ctx.sample(name, distribution) inside a program"
         )
     return Program(Code(fn))
 
@@ -80,7 +80,7 @@ def as_program(fn: Any) -> GenerativeFunction:
 
 
 def bind(target: Any, *args: PyTree) -> Any:
-    """Fix the leading arguments of a program, or the leading `*args` of a StateSpace, Proposal or Twist.
+    """Fix the leading `*args` of a program, a StateSpace, a Proposal or a Twist.
 
     The arrays become leaves of the program: shared by all particles (unbatched under the particle
     `vmap`) and never constants of the compiled code, so new values compile nothing. Python

@@ -16,14 +16,14 @@ Address = str | tuple[str, ...]
 
 
 class Selection(eqx.Module):
-    """A set of choices. Combine with `|`, `&`, `~`; restrict to steps with `[t:]`, `[:t]`, `[t]`."""
+    """A set of choices: combine with `|`, `&`, `~`; restrict to steps by `[t:]`, `[:t]`, `[t]`."""
 
     @abc.abstractmethod
     def mask(self, path: tuple[str, ...], shape: tuple[int, ...]) -> Mask:
         """Membership of the instances (axes `shape`) of the site at `path`."""
 
     def masks(self, log_probs: Any) -> Any:
-        """The membership masks of all sites, parallel to `log_probs`; every name must be one of a site."""
+        """The membership masks of all sites; every name must be one of a site."""
         paths: list[tuple[str, ...]] = []
 
         def leaf(path, log_prob):
@@ -64,7 +64,8 @@ class Selection(eqx.Module):
                 *(None if i is None else jnp.asarray(i, int) for i in (index.start, index.stop)),
             )
         start = jnp.asarray(index, int)
-        return _Range(self, start, start + 1)
+        # After the last step (-1) there is no step 0: the range goes to the end.
+        return _Range(self, start, jnp.where(start == -1, jnp.iinfo(start.dtype).max, start + 1))
 
 
 class _Names(Selection):
@@ -140,7 +141,7 @@ def _not(mask: Mask) -> Mask:
 
 
 def select(*names: Address) -> Selection:
-    """The choices at the given names; a tuple is an address inside calls: `select("z", ("chain", "x"))`.
+    """The choices at the names; a tuple is an address in calls: `select("z", ("c", "x"))`.
 
     A name selects everything under it; `select()` selects nothing and `~select()` everything.
     """

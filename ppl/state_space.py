@@ -106,14 +106,16 @@ class StateSpace(GenerativeFunction):
 
     def split(self, given: Given, args: tuple) -> tuple[Given, Given]:
         """Given values of init's and of step's sites, the latter with an axis of `length`."""
-        if not given or self.length == 0:
-            return given, {}
+        if not given:
+            return {}, {}
         shape = jax.eval_shape(lambda key: self.start(key, {}, args), jax.random.key(0))
         first_names = set(shape.choices)
         first = {name: node for name, node in given.items() if name in first_names}
         later = {name: node for name, node in given.items() if name not in first_names}
         for leaf in jax.tree.leaves(later):
             if jnp.shape(leaf)[:1] != (self.length,):
+                if self.length == 0:  # a program: it says itself which sites it has
+                    return given, {}
                 raise ProgramError(
                     f"a value given for a step site ({sorted(later)}; init has "
                     f"{sorted(first_names)}) has shape {jnp.shape(leaf)}, but the model has "

@@ -36,7 +36,7 @@ class InferenceError(RuntimeError):
 
 
 class Status(eqx.Module):
-    """ok, all particles dead at step t, NaN at site s, budget spent; a code, a step and a site as arrays.
+    """Ok, all particles dead at step t, NaN at site s, or budget spent, as arrays.
 
     Step -1 is init. `bool(status)` is true when ok; `message` says what to do.
     """
@@ -52,7 +52,7 @@ class Status(eqx.Module):
         return Status(jnp.int32(OK), jnp.int32(0), jnp.int32(0), sites)
 
     def then(self, condition: Any, code: Any, step: Any, site: Any = 0) -> "Status":
-        """This status, or if it is ok and the condition holds the given one: the first failure counts."""
+        """This status or, if ok and the condition holds, the new one: the first counts."""
         new = jnp.asarray(condition) & (self.code == OK)
 
         def pick(a, b):

@@ -16,7 +16,7 @@ from .trace import Trace
 
 
 class Target(eqx.Module):
-    """`Target(model, args, constraints)`: gamma(x) = exp(assess(x with constraints)) over the free choices x.
+    """The unnormalised density gamma(x) = exp(assess(x with constraints)) over free choices x.
 
     Its normalizer Z is the evidence; its normalised form the posterior. `model` is a program, a
     combinator or a `StateSpace`; constraints of step sites have a leading axis of `length`.
@@ -42,7 +42,10 @@ class Target(eqx.Module):
         return overlay(as_given(self.constraints), as_given(choices))
 
     def log_density(self, choices: Choices, key: PRNGKeyArray | None = None) -> Float[Array, ""]:
-        """log gamma(choices), nats; choices may hold the constrained sites too. Needs a key where it is estimated."""
+        """Log gamma(choices), nats; choices may hold the constrained sites too.
+
+        Needs a key where a density is estimated.
+        """
         return self.model.assess(self.joined(choices), *self.args, key=key)[0]
 
     def regenerate(
@@ -52,7 +55,7 @@ class Target(eqx.Module):
         selection: Selection,
         steps: Int[Array, ""] | None = None,
     ) -> tuple[Trace, Float[Array, ""], PyTree]:
-        """Draw selected free choices anew; see `GenerativeFunction.regenerate`. Constrained ones stay.
+        """Draw selected free choices anew, see `GenerativeFunction.regenerate`.
 
         With `steps` the target is the model's first so many steps. Returns the trace, with
         activity written out, the log Metropolis-Hastings ratio and the model's whole state, hot

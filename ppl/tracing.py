@@ -4,5 +4,5 @@ from jax.extend.core import get_opaque_trace_state
 
 
 def trace_state():
-    """An opaque value, equal at two points exactly when they are traced by the same transformation."""
+    """An opaque value, equal at two points exactly when the same transformation traces them."""
     return get_opaque_trace_state()

@@ -41,7 +41,7 @@ def run_gated(
     args: tuple,
     request: Request,
 ) -> Outcome:
-    """Run the program whatever `flag` is, but such that no gradient passes back where it is false."""
+    """Run the program whatever `flag` is; no gradient passes back where it is false."""
     if not closes_over_tracer(program):
         program, args = gate(flag, (program, args))
         return program.run(key, given, args, request)
@@ -63,7 +63,7 @@ def run_if(
     args: tuple,
     request: Request,
 ) -> Outcome:
-    """Run the program where `flag` holds; elsewhere choices are zeros, log densities 0 and sites inactive.
+    """Run the program where `flag` holds; elsewhere all is zero and the sites are inactive.
 
     One-sided under `jit`; under `vmap` both sides are computed and selected.
     """
@@ -115,7 +115,7 @@ def merged(outcomes: dict[str, Outcome], retval: PyTree) -> Outcome:
 
 
 def check_alike(old: PyTree, new: PyTree, who: str, what: str) -> None:
-    """Raise unless a step's new state or carry has the structure, shapes and dtypes of the old one."""
+    """Raise unless a new state or carry has the structure, shapes and dtypes of the old."""
     (old_leaves, old_tree), (new_leaves, new_tree) = jax.tree.flatten(old), jax.tree.flatten(new)
     types = [
         [f"{jnp.result_type(x)}{list(jnp.shape(x))}" for x in xs] for xs in (old_leaves, new_leaves)

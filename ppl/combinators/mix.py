@@ -24,7 +24,10 @@ class Mix(GenerativeFunction):
     def run(
         self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = PLAIN
     ) -> Outcome:
-        """See `GenerativeFunction.run`. Law: site "component" by the logits, then that program's law."""
+        """See `GenerativeFunction.run`.
+
+        Law: site "component" by the logits, then that program's law.
+        """
         logits, *rest = args or (0.0,)
         n = len(self.components)
         if jnp.shape(logits) != (n,):

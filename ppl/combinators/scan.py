@@ -16,7 +16,7 @@ from .vmap import _checked
 
 
 class Scan(GenerativeFunction):
-    """`ppl.scan(program)`: `program(ctx, carry, x) -> (carry, y)` run over xs, as by `jax.lax.scan`."""
+    """`ppl.scan`: `program(ctx, carry, x) -> (carry, y)` run over xs, as by `jax.lax.scan`."""
 
     inner: GenerativeFunction
     length: int | None = eqx.field(static=True)
@@ -24,7 +24,7 @@ class Scan(GenerativeFunction):
     def run(
         self, key: PRNGKeyArray | None, given: Given, args: tuple, request: Request = PLAIN
     ) -> Outcome:
-        """See `GenerativeFunction.run`. args are (carry,) or (carry, xs); the return value is (carry, ys)."""
+        """See `GenerativeFunction.run`. args: (carry,) or (carry, xs); returns (carry, ys)."""
         where = repr("/".join(request.where))
         if len(args) not in (1, 2):
             raise ProgramError(

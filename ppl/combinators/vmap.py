@@ -14,7 +14,7 @@ from ..program import as_program
 
 
 class Vmap(GenerativeFunction):
-    """`ppl.vmap(program)`: choices, log densities and return values have a leading axis of instances."""
+    """`ppl.vmap(program)`: everything gets a leading axis of instances."""
 
     inner: GenerativeFunction
     in_axes: Any = eqx.field(static=True)
@@ -49,8 +49,8 @@ class Vmap(GenerativeFunction):
             for x in jax.tree.leaves(tree) if axis is not None else ():
                 if not -jnp.ndim(x) <= axis < jnp.ndim(x):
                     raise ProgramError(
-                        f"ppl.vmap {'/'.join(request.where)!r} got a value without axis {axis}, of shape "
-                        f"{jnp.shape(x)}: map an array, or write None for it in in_axes"
+                        f"ppl.vmap {'/'.join(request.where)!r} got a value without axis {axis}, of "
+                        f"shape {jnp.shape(x)}: map an array, or write None for it in in_axes"
                     )
                 sizes.add(jnp.shape(x)[axis])
 

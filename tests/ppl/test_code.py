@@ -1,4 +1,4 @@
-"""Programs by content: the same code compiles nothing again, and any change of what it names is noticed."""
+"""Programs by content: equal code compiles nothing again, any change of what it names is noticed."""
 
 import functools
 import gc
@@ -12,6 +12,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from compile_count import compiles
+
 from feynkac import ppl
 from feynkac.ppl.code import Fingerprints
 from feynkac.ppl.compiled import compiled

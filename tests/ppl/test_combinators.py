@@ -1,4 +1,4 @@
-"""Combinators: their laws, both directions of update, gradients, and agreement of jit, vmap and loop."""
+"""Combinators: laws, both directions of update, gradients, jit, vmap and loop agree."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from compile_count import compiles
+
 from feynkac import ppl
 from feynkac.ppl.compiled import compiled
 
@@ -96,7 +97,7 @@ def test_cond_generate_is_properly_weighted():
 
 
 def test_regenerate_leaves_the_target_invariant_through_a_cond():
-    """Metropolis-Hastings from exact draws stays exact: the mean of up and of the value do not move."""
+    """Metropolis-Hastings from exact draws stays exact."""
 
     def once(key):
         k0, k1, k2 = jax.random.split(key, 3)

@@ -6,6 +6,7 @@ import jaxtyping
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+
 from feynkac import ppl
 from feynkac.ppl.compiled import compiled
 
@@ -271,6 +272,10 @@ def test_step_returns_another_state(bad_step, done):
             "'zz'.*Did you mean 'z'",
         ),
         (lambda: ppl.Target(ppl.StateSpace(init, step, 3), 1.0), r"args=\(1\.0,\)"),
+        (
+            lambda: ppl.Target(ppl.program(init)).state_space().generate(KEY, {"z": 1.0}),
+            "'z'.*Did you mean 'z0'",
+        ),
         (lambda: ppl.Target(3.0), "needs a program"),
         (lambda: ppl.program(init)(1.0), "instead of calling it"),
         (lambda: ppl.bind(3.0, 1.0), "bind takes a program"),

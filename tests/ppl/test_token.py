@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from scipy.special import log_softmax
+
 from feynkac import ppl
 from feynkac.ppl.inverse_cdf import inverse_cdf
-from scipy.special import log_softmax
 
 KEY = jax.random.key(0)
 
