@@ -94,7 +94,7 @@ def decide(law: str, measure: Measure, key: PRNGKeyArray, runs: int, advice: str
 def standardized(difference, standard_error, scale=1.0) -> np.ndarray:
     """Difference / standard error; the least error is float32's accumulated rounding of `scale`."""
     floor = 4 * np.finfo(np.float32).eps * np.abs(scale)
-    return np.asarray(difference, np.float64) / np.hypot(standard_error, floor)
+    return np.asarray(np.asarray(difference, np.float64) / np.hypot(standard_error, floor))
 
 
 def roundings(difference, scale, dtype=np.float32) -> float:
