@@ -48,7 +48,12 @@ class _Identities(eqx.Module):
             "project(sel) + project(~sel) = score": _pair(parts, trace.score),
             "generate with every choice given: weight = assess": _pair(log_w, _log_density(trace)),
             "generate with every choice given: choices": _differ(whole.choices, trace.choices),
-            "regenerate nothing: weight 0": _pair(none, jnp.zeros_like(none), _log_density(trace)),
+            "regenerate nothing: weight 0": _pair(
+                # For a trace of density zero the ratio is zero over zero.
+                jnp.where(jnp.isfinite(_log_density(trace)), none, jnp.zeros_like(none)),
+                jnp.zeros_like(none),
+                _log_density(trace),
+            ),
             "regenerate nothing: choices": _differ(still.choices, trace.choices),
         }
         masks = sel.masks(trace.log_probs)
