@@ -10,7 +10,7 @@ import pytest
 
 ORACLE = Path(__file__).parents[2] / "oracles" / "smollm2_logits.npz"
 TEXTS = ("chat", "code", "prose")
-SIZE = 33
+SIZE = 17
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def run(lm, prefix, tokens):
         state = jax.vmap(lm.advance, in_axes=(0, 0, 0, None))(prefix, state, *inputs)
         return state, state.logits
 
-    start = jax.vmap(lambda prefix: lm.start(prefix, SIZE))(prefix)
+    start = jax.vmap(lambda prefix: lm.start(prefix, SIZE - 1))(prefix)
     slots = jnp.arange(SIZE - 1, dtype=jnp.int32)
     logits = jax.lax.scan(step, start, (tokens[:, 1:].T, slots))[1].swapaxes(0, 1)
     logits = jnp.concatenate([prefix.logits[:, None], logits], axis=1)
