@@ -14,7 +14,7 @@ from ..models.language.fetch import cache_folder
 def cache_compilations() -> None:
     """Keep compiled programs between processes, unless the user has set a folder of their own."""
     if (
-        jax.config.read("jax_compilation_cache_dir") is None
+        getattr(jax.config, "jax_compilation_cache_dir") is None  # noqa: B009 (unknown to pyright)
         and "JAX_COMPILATION_CACHE_DIR" not in os.environ
     ):
         jax.config.update("jax_compilation_cache_dir", str(Path(cache_folder()) / "xla"))

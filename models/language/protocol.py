@@ -92,7 +92,7 @@ class LanguageModel(eqx.Module):
         """Raise ValueError if prompt and `max_tokens` exceed the context; silent under `jit`."""
         if isinstance(prefix.length, jax.core.Tracer):
             return
-        longest = int(np.max(prefix.length))
+        longest = int(np.asarray(prefix.length).max())
         if longest + max_tokens > self.context:
             raise ValueError(
                 f"A prompt of {longest} tokens and max_tokens={max_tokens} exceed the context of "
