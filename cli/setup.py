@@ -1,6 +1,5 @@
 """What every command does first."""
 
-import os
 import time
 from pathlib import Path
 
@@ -13,10 +12,8 @@ from ..models.language.fetch import cache_folder
 
 def cache_compilations() -> None:
     """Keep compiled programs between processes, unless the user has set a folder of their own."""
-    if (
-        getattr(jax.config, "jax_compilation_cache_dir") is None  # noqa: B009 (unknown to pyright)
-        and "JAX_COMPILATION_CACHE_DIR" not in os.environ
-    ):
+    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if folder is None:
         jax.config.update("jax_compilation_cache_dir", str(Path(cache_folder()) / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 

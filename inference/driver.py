@@ -104,10 +104,11 @@ class Driver(eqx.Module):
 
         if self.fk.model.done is None:
 
+            if steps < self.length:  # part of a run, from anywhere, and to its end at most
+                return jax.lax.fori_loop(start, stop, body, population)
+
             def one(population, t):
-                if self.length % steps == 0:
-                    return body(t, population), None
-                return jax.lax.cond(t < stop, body, lambda t, p: p, t, population), None
+                return body(t, population), None
 
             return jax.lax.scan(one, population, start + jnp.arange(steps, dtype=jnp.int32))[0]
 

@@ -23,6 +23,7 @@ AFTER = LAW.after(1)  # the law of texts after a prompt that ends in token 1
 def words():
     """A tokenizer of four tokens, the first of them special."""
     import tokenizers
+
     from feynkac.models.language import Tokenizer
 
     vocabulary = {"<end>": 0, "a": 1, "b": 2, "c": 3}
@@ -123,7 +124,7 @@ def test_texts_merge_equal_ones_and_sum_to_one(words):
     assert np.isclose(sum(r.probability for r in readings), 1.0)
     assert sum(r.particles for r in readings) == 64
     assert len({(r.text, r.finished) for r in readings}) == len(readings)
-    assert [r.probability for r in readings] == sorted((r.probability for r in readings))[::-1]
+    assert [r.probability for r in readings] == sorted(r.probability for r in readings)[::-1]
     assert all("<end>" not in r.text for r in readings)
 
 
