@@ -25,6 +25,9 @@ from .record import Record
 from .rejuvenate import past, rejuvenate
 from .resampling import Resampler, effective_sample_size, is_dead
 
+# Keys of a step beside those of its particles, which are 0 to n - 1.
+_RESAMPLE, _KERNEL = 0xFFFFFFFF, 0xFFFFFFFE
+
 
 class Driver(eqx.Module):
     """One particle filter on one target: `init`, `advance` any number of times, `finish`."""
@@ -155,15 +158,15 @@ class Driver(eqx.Module):
         )
 
     def _step(self, key, population, t, fixed: Given, retained: Given | None) -> Population:
-        key_resample, key_move, key_kernel = (jax.random.fold_in(key, i) for i in range(3))
+        # Particle i has fold_in(key, i): on a CPU a hash costs as much as fifty array operations.
         state, log_weights, lengths, position, ancestors, resampled = self._resample(
-            key_resample, population
+            key, population
         )
 
         def move(i, state):
             here = None if retained is None else Retained(retained, i == position)
             return self.fk.step(
-                jax.random.fold_in(key_move, i), fixed, state, t, here
+                jax.random.fold_in(key, i), fixed, state, t, here
             ), ~self.fk.model.finished(state)
 
         moved, active = self.mapping.over(move, jnp.arange(self.n_particles), state)
@@ -188,7 +191,8 @@ class Driver(eqx.Module):
         )
         if self.kernel is None:
             return population
-        return rejuvenate(key_kernel, self.kernel, self.target, self.mapping, population, t)
+        key = jax.random.fold_in(key, _KERNEL)
+        return rejuvenate(key, self.kernel, self.target, self.mapping, population, t)
 
     def _resample(self, key, population: Population):
         """Particles, weights and ancestors after the one decision for the population."""
@@ -207,14 +211,15 @@ class Driver(eqx.Module):
         wanted = resampler.needed(population.log_weights) & ~self._all_done(population)
 
         def draw(population):
+            key_draw = jax.random.fold_in(key, _RESAMPLE)  # hashed only when needed
             if self.retained is None:
                 ancestors, position = (
-                    resampler.ancestors(key, population.log_weights),
+                    resampler.ancestors(key_draw, population.log_weights),
                     population.position,
                 )
             else:
                 ancestors, position = resampler.conditional(
-                    key, population.log_weights, population.position
+                    key_draw, population.log_weights, population.position
                 )
             if self.batch_axis is not None:
                 ancestors = jnp.where(wanted, ancestors, identity)
