@@ -4,6 +4,8 @@ from ..ppl.status import InferenceError as InferenceError
 from ..ppl.status import Status as Status
 from . import exact as exact
 from . import mcmc as mcmc
+from .checkpoint import CheckpointError as CheckpointError
+from .chunks import run_in_chunks as run_in_chunks
 from .importance import Importance as Importance
 from .mapping import Chunked as Chunked
 from .mapping import Mapping as Mapping
