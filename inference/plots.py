@@ -1,5 +1,6 @@
 """Genealogy, effective sample size and evidence of a run, as a figure."""
 
+import io
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,16 @@ def _figure() -> tuple[Any, Any]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'feynkac[plots]'") from error
-    figure = Figure(figsize=(7.0, 5.4), layout="constrained")
+
+    class NotebookFigure(Figure):
+        """A figure that a notebook shows without any state of pyplot."""
+
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png", dpi=120)
+            return buffer.getvalue()
+
+    figure = NotebookFigure(figsize=(7.0, 5.4), layout="constrained")
     FigureCanvasAgg(figure)
     ratios = {"height_ratios": [3.2, 1, 1]}
     axes = figure.subplots(3, 1, sharex=True, gridspec_kw=ratios)
