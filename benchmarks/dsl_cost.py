@@ -14,6 +14,7 @@ place).
 import argparse
 import re
 import time
+from collections import Counter
 
 import handwritten
 import jax
@@ -37,6 +38,11 @@ def tables(vocabulary):
     return jnp.asarray(index % 3 != 1, dtype=float), jnp.where(index % 5 == 0, 1.0, 0.0)
 
 
+def compiled(smc, key, model):
+    """`smc.run(key, model)` as XLA has it, for its cost and text."""
+    return _run.lower(smc, key, as_target(model), None).compile().compiled
+
+
 class Case:
     """Both programs at one size, lowered and compiled."""
 
@@ -50,11 +56,8 @@ class Case:
         sizes = (n, length, 0.5, reject)
         self.run_ours = lambda key: smc.run(key, story)
         self.run_hand = lambda key: handwritten.steered(key, *data, *sizes)
-        lowered = (
-            _run.lower(smc, key, as_target(story), None),
-            handwritten.steered.lower(key, *data, *sizes),
-        )
-        self.ours, self.hand = (program.compile().compiled for program in lowered)
+        self.ours = compiled(smc, key, story)
+        self.hand = handwritten.steered.lower(key, *data, *sizes).compile().compiled
 
     def cost(self, name):
         """XLA's count for (feynkac, by hand)."""
@@ -105,6 +108,24 @@ def cache_copies(text, shape):
     return copied(body), sum(copied(computations[name]) for name in branches)
 
 
+def large_arrays(text, at_least):
+    """The arrays of so many elements that a step makes, counted by opcode and shape."""
+    computations = instructions(text)
+    views = {"parameter", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
+    return Counter(
+        (opcode, shape)
+        for opcode, shape, _ in computations[loop_body(computations)]
+        if opcode not in views and max(_sizes(shape), default=0) >= at_least
+    )
+
+
+def _sizes(shape):
+    return [
+        int(np.prod([int(x) for x in axes.split(",") if x]))
+        for axes in re.findall(r"\w+\[([\d,]*)\]", shape)
+    ]
+
+
 def suffix_shape(lm, n, length):
     """Shape of one layer's suffix keys for all particles."""
     slots = -(-length // 16) * 16
@@ -122,13 +143,21 @@ def main():
     if options.random:
         vocabulary, d, layers = map(int, options.random.split("x"))
         lm = random_llama(
-            jax.random.key(1), vocabulary, layers, d, heads=max(2, d // 64), kv_heads=2, context=1024
+            jax.random.key(1),
+            vocabulary,
+            layers,
+            d,
+            heads=max(2, d // 64),
+            kv_heads=2,
+            context=1024,
         )
     else:
         lm = models.load("smollm2-135m-instruct")
     prefix = lm.prompt([20 + i for i in range(options.prompt)])
-    print(f"{options.random or 'SmolLM2-135M'}, prompt {options.prompt}, jax {jax.__version__}, "
-          f"{jax.devices()[0].device_kind}. Ratios are feynkac / by hand.\n")
+    print(
+        f"{options.random or 'SmolLM2-135M'}, prompt {options.prompt}, jax {jax.__version__}, "
+        f"{jax.devices()[0].device_kind}. Ratios are feynkac / by hand.\n"
+    )
     head = ["N x T", "flops", "bytes", "GB a step", "cache copies, MB: step", "resampling branch"]
     head += ["temp memory, MB", "time [95 %]", "ms a step", "others"] if options.pairs else []
     print("| " + " | ".join(head) + " |\n|---" + "|---:" * (len(head) - 1) + "|", flush=True)
