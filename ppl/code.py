@@ -11,7 +11,29 @@ from typing import Any
 
 import equinox as eqx
 
-from .fingerprint import ByContent, Digest, is_module_class
+from .fingerprint import Digest, fingerprint, is_module_class
+
+
+class ByContent:
+    """A function that equals another of the same content."""
+
+    __slots__ = ("__wrapped__",)  # the name by which a digest finds the function
+
+    def __init__(self, fn: Callable):
+        self.__wrapped__ = fn
+
+    def __eq__(self, other):
+        return isinstance(other, ByContent) and (
+            self.__wrapped__ is other.__wrapped__
+            or fingerprint(self.__wrapped__) == fingerprint(other.__wrapped__)
+        )
+
+    def __hash__(self):
+        # Content may change (a global is redefined); what is hashed may not.
+        return hash(getattr(self.__wrapped__, "__name__", type(self.__wrapped__).__name__))
+
+    def __repr__(self):
+        return getattr(self.__wrapped__, "__qualname__", repr(self.__wrapped__))
 
 
 class Code(eqx.Module):
@@ -25,7 +47,7 @@ class Code(eqx.Module):
     @property
     def fn(self) -> Callable:
         """The function."""
-        return self._static.fn
+        return self._static.__wrapped__
 
     def __call__(self, *args, **kwargs):
         """Call the function."""
@@ -66,7 +88,7 @@ class Fingerprints:
 def _collect(node: Any, digest: Digest) -> None:
     kind = type(node)
     if kind is ByContent:
-        digest.add(node.fn)
+        digest.add(node.__wrapped__)
     elif is_module_class(kind):
         digest.add(kind)  # of an installed class its name, else its methods
         for child in vars(node).values():

@@ -7,13 +7,10 @@ into a library.
 
 import builtins
 import collections
-import dis
 import enum
 import functools
 import hashlib
-import os
 import sys
-import sysconfig
 import types
 import weakref
 from collections.abc import Callable
@@ -21,16 +18,21 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.dtypes import prng_key
 
+from .bytecode import Contents, contents
 from .errors import ProgramError
+from .installed import in_library, is_constant, is_installed, is_own
 
 LARGE_CONSTANT = 1 << 20
 """Bytes above which a closed-over array is refused."""
 
 _GENERATED = frozenset(
-    "__dict__ __weakref__ __module__ __doc__ __annotations__ __qualname__ __firstlineno__ "
-    "__slots__ "
+    "__dict__ __weakref__ __module__ __doc__ __annotations__ __qualname__ __slots__ "
+    "__firstlineno__ "
     "__dataclass_fields__ __dataclass_params__ __match_args__ __abstractmethods__ __parameters__ "
     "__static_attributes__ __orig_bases__ _abc_impl".split()
 )
@@ -77,20 +79,16 @@ class Digest:
             self.tokens += (kind.__name__, value)
         elif kind in (float, complex):
             self.tokens += (kind.__name__, repr(value))
-        elif kind in _COMPOUND:
-            if self._visit(value):
-                self._compound(value)
-        elif is_module_class(kind):
-            if self._visit(value):
-                self._object(value)
-        elif isinstance(value, jax.core.Tracer):
+        elif kind in _COMPOUND or is_module_class(kind):  # known not to be what follows
+            self._compound(value)
+        elif isinstance(value, Tracer):
             self.traced = True
             self.tokens += ("tracer", Identity(value))
         elif isinstance(value, (np.ndarray, np.generic, jax.Array)):
             self._array(value)
         elif isinstance(value, types.ModuleType):
             self.tokens += ("module", value.__name__)
-        elif self._visit(value):
+        else:
             self._compound(value)
 
     def _visit(self, value: Any, extra: Any = None) -> bool:
@@ -104,16 +102,16 @@ class Digest:
         return True
 
     def _compound(self, value: Any) -> None:
+        if not self._visit(value):
+            return
         if isinstance(value, types.FunctionType):
             self._function(value)
-        elif isinstance(value, ByContent):
-            self.add(value.fn)
         elif isinstance(value, types.MethodType):
             self._items("method", (value.__func__, value.__self__))
         elif isinstance(value, functools.partial):
             self._items("partial", (value.func, value.args, value.keywords))
         elif isinstance(value, types.CodeType):
-            self.tokens.append(_code(value).digest)
+            self.tokens.append(contents(value).digest)
         elif isinstance(value, (tuple, list, collections.deque)):
             self.add(type(value))
             self._items("sequence", value)
@@ -121,7 +119,7 @@ class Digest:
             self.add(type(value))
             self._items("dict", [x for item in value.items() for x in item])
         elif isinstance(value, (set, frozenset)):
-            self.tokens += (type(value).__name__, frozenset(_digest(x) for x in value))
+            self.tokens += (type(value).__name__, frozenset(fingerprint(x) for x in value))
         elif isinstance(value, slice):
             self._items("slice", (value.start, value.stop, value.step))
         elif isinstance(value, (property, staticmethod, classmethod, functools.cached_property)):
@@ -142,61 +140,59 @@ class Digest:
             self.add(value)
 
     def _function(self, fn: types.FunctionType) -> None:
-        if _is_constant(fn):
+        if is_constant(fn):
             self.tokens += ("library", fn.__module__, fn.__qualname__)
             return
-        code = _code(fn.__code__)
+        code = contents(fn.__code__)
         self.tokens += ("function", code.digest)
-        self._named("defaults of " + fn.__name__, (fn.__defaults__, fn.__kwdefaults__))
+        self._path.append(fn.__name__)
+        self._named("its defaults", (fn.__defaults__, fn.__kwdefaults__))
         own = {k: v for k, v in vars(fn).items() if not k.startswith("__")}
-        self._named(fn.__name__, own) if own else None
+        if own:
+            self._named("its attributes", own)
+        self._names(fn, code)
+        self._path.pop()
+
+    def _names(self, fn: types.FunctionType, code: Contents) -> None:
+        """What the closure and the globals hold under the names that the function uses."""
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
             try:
                 content = cell.cell_contents
             except ValueError:
                 self.tokens.append("empty cell")
                 continue
-            self._reached(fn, name, content, code.attributes)
-        if _in_library(fn.__code__.co_filename) or _own(fn.__module__):
+            self._named(name, content, code.attributes)
+        if in_library(fn.__code__.co_filename) or is_own(fn.__module__):
             return
         for name in code.globals:
             if name in fn.__globals__:
-                self._reached(fn, name, fn.__globals__[name], code.attributes)
+                self._named(name, fn.__globals__[name], code.attributes)
             elif not hasattr(builtins, name):
                 self.tokens += ("undefined", name)
         for name in code.imports:
             if name in sys.modules:
-                self._reached(fn, name, sys.modules[name], code.attributes)
-
-    def _reached(self, fn: Callable, name: str, value: Any, attributes: tuple[str, ...]) -> None:
-        self._path = [*self._path, fn.__name__]
-        self._named(name, value, attributes)
-        self._path = self._path[:-1]
+                self._named(name, sys.modules[name], code.attributes)
 
     def _named(self, name: str, value: Any, attributes: tuple[str, ...] = ()) -> None:
         self.tokens.append(name)
-        self._path = [*self._path, name]
+        self._path.append(name)
         if isinstance(value, types.ModuleType):
             self._module(value, attributes)
         else:
             self.add(value)
-        self._path = self._path[:-1]
+        self._path.pop()
 
     def _module(self, module: types.ModuleType, attributes: tuple[str, ...]) -> None:
         """A module by name; of one that is not installed also the attributes that may be meant."""
         self.tokens += ("module", module.__name__)
-        file = getattr(module, "__file__", None)
-        installed = file is None and module.__name__ in sys.builtin_module_names
-        if installed or (file and _in_library(file)) or _own(module.__name__):
-            return
-        if self._visit(module, attributes):
+        if not is_installed(module.__name__) and self._visit(module, attributes):
             for name in attributes:
                 if name in vars(module):
                     self._named(name, vars(module)[name], attributes)
 
     def _class(self, cls: type) -> None:
         self.tokens += ("class", cls.__module__, cls.__qualname__)
-        if _is_constant(cls):
+        if is_constant(cls):
             return
         self._items("bases", cls.__bases__)
         for name, value in vars(cls).items():
@@ -209,7 +205,7 @@ class Digest:
         cls = type(value)
         slots, content = _slots(cls), getattr(value, "__dict__", {})
         open_ = is_module_class(cls) or cls in (jax.custom_jvp, jax.custom_vjp)
-        open_ = open_ or not _is_constant(cls)
+        open_ = open_ or not is_constant(cls)
         if (slots or hasattr(value, "__dict__")) and (open_ or cls.__hash__ is None):
             self.add(cls)
             for name in slots:
@@ -242,10 +238,8 @@ class Digest:
             *_, fn, name = ("a program", "an array", *self._path)
             raise ProgramError(
                 f"{fn} closes over {name!r}, which holds an array of {value.nbytes / 2**20:.1f} "
-                "MB. It would be baked "
-                "into the compiled code as a constant. Instead make it an argument of the "
-                "function and write "
-                f"ppl.bind(program, {name})."
+                "MB. It would be baked into the compiled code as a constant. Instead make it an "
+                f"argument of the function and write ppl.bind(program, {name})."
             )
         self.tokens.append(_jax_array(value) if isinstance(value, jax.Array) else _bytes(value))
 
@@ -256,36 +250,11 @@ def is_module_class(cls: type) -> bool:
     return issubclass(cls, eqx.Module)
 
 
-def _digest(value: Any) -> tuple:
+def fingerprint(value: Any) -> tuple:
+    """A hashable digest of a value that a program closes over; equal for equal content."""
     digest = Digest()
     digest.add(value)
     return tuple(digest.tokens)
-
-
-def fingerprint(value: Any) -> tuple:
-    """A hashable digest of a value that a program closes over; equal for equal content."""
-    return _digest(value)
-
-
-class ByContent:
-    """A function that equals another of the same content."""
-
-    __slots__ = ("fn",)
-
-    def __init__(self, fn: Callable):
-        self.fn = fn
-
-    def __eq__(self, other):
-        return isinstance(other, ByContent) and (
-            self.fn is other.fn or fingerprint(self.fn) == fingerprint(other.fn)
-        )
-
-    def __hash__(self):
-        # Content may change (a global is redefined); what is hashed may not.
-        return hash(getattr(self.fn, "__name__", type(self.fn).__name__))
-
-    def __repr__(self):
-        return getattr(self.fn, "__qualname__", repr(self.fn))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -305,7 +274,7 @@ def _jax_array(value: jax.Array) -> tuple:
     known = _jax_arrays.get(id(value))
     if known is not None and known[0]() is value:
         return known[1]
-    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(value.dtype, prng_key):
         digest = ("key", str(value.dtype), *_bytes(np.asarray(jax.random.key_data(value))))
     else:
         digest = ("jax", value.weak_type, *_bytes(np.asarray(value)))
@@ -316,103 +285,6 @@ def _jax_array(value: jax.Array) -> tuple:
 
 def _bytes(value: Any) -> tuple:
     if value.dtype.hasobject:
-        return ("objects", *_digest(value.tolist()))
+        return ("objects", *fingerprint(value.tolist()))
     content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).digest()
     return (type(value).__name__, value.shape, str(value.dtype), content)
-
-
-class _Code:
-    """What does not change about a code object: its digest, and the names it may look up."""
-
-    __slots__ = ("digest", "globals", "attributes", "imports")
-
-    def __init__(self, code: types.CodeType):
-        loaded, imported, attributes = set(), set(), set()
-        for instruction in dis.get_instructions(code):
-            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-                loaded.add(instruction.argval)
-            elif instruction.opname == "IMPORT_NAME":
-                imported.add(instruction.argval)
-            elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):
-                attributes.add(instruction.argval)
-        for constant in code.co_consts:
-            if isinstance(constant, types.CodeType):
-                inner = _code(constant)
-                loaded |= set(inner.globals)
-                imported |= set(inner.imports)
-                attributes |= set(inner.attributes)
-        parts = (
-            code.co_code,
-            [_constant(c) for c in code.co_consts],
-            code.co_names,
-            code.co_varnames,
-            code.co_freevars,
-            code.co_cellvars,
-            code.co_argcount,
-            code.co_posonlyargcount,
-            code.co_kwonlyargcount,
-            code.co_flags,
-            getattr(code, "co_exceptiontable", b""),
-        )
-        self.digest = hashlib.sha256(repr(parts).encode()).digest()
-        self.globals, self.imports = tuple(sorted(loaded)), tuple(sorted(imported))
-        self.attributes = tuple(sorted(attributes))
-
-
-@functools.lru_cache(maxsize=4096)
-def _code(code: types.CodeType) -> _Code:
-    return _Code(code)
-
-
-def _constant(value: Any) -> Any:
-    """A literal with its types spelled out: 1, 1.0 and True differ, and so do 0.0 and -0.0."""
-    if isinstance(value, types.CodeType):
-        return _code(value).digest
-    if isinstance(value, tuple):
-        return [_constant(x) for x in value]
-    if isinstance(value, frozenset):
-        return ("frozenset", sorted(repr(_constant(x)) for x in value))
-    return (type(value).__name__, repr(value))
-
-
-def _is_constant(value: Any) -> bool:
-    """Is this function or class an installed one, found under its name?"""
-    module, name = value.__module__, value.__qualname__
-    if not module or "<" in name:
-        return False
-    return _installed(module) and _lookup(module, name) is value
-
-
-def _own(module: str | None) -> bool:
-    return (module or "").split(".")[0] == __name__.split(".")[0]
-
-
-@functools.lru_cache(maxsize=4096)
-def _installed(module: str) -> bool:
-    if _own(module) or module in sys.builtin_module_names:
-        return True
-    if module == "__main__":
-        return False
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return file is not None and _in_library(file)
-
-
-def _lookup(module: str, name: str) -> Any:
-    found = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return found
-
-
-@functools.lru_cache(maxsize=4096)
-def _in_library(file: str) -> bool:
-    return file.startswith("<frozen") or os.path.abspath(file).startswith(_roots())
-
-
-@functools.cache
-def _roots() -> tuple[str, ...]:
-    paths = sysconfig.get_paths()
-    return tuple(
-        os.path.abspath(paths[name]) + os.sep
-        for name in ("stdlib", "platstdlib", "purelib", "platlib")
-    )
