@@ -164,7 +164,7 @@ def _typed(x: np.ndarray, like: Any) -> jax.Array:
 def _checksum(leaves: list[np.ndarray]) -> int:
     total = 0
     for x in leaves:
-        total = zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8), total)
+        total = zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data, total)
     return total
 
 
@@ -179,7 +179,7 @@ def _digest(tree: Any) -> str:
     for x in jax.tree.leaves(arrays):
         raw = np.asarray(_raw(x))
         digest.update(f"{x.shape}{x.dtype}".encode())
-        digest.update(np.ascontiguousarray(raw).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(raw).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -148,11 +148,9 @@ def _finish(
         status = population.status.then(True, BUDGET, step)
         population = eqx.tree_at(lambda p: p.status, population, status)
         if isinstance(target.model, StateSpace):
+            ending = target.model.at_length
             target = eqx.tree_at(
-                lambda t: t.model.at_length,
-                target,
-                Keep(),
-                is_leaf=lambda x: x is target.model.at_length,
+                lambda t: t.model.at_length, target, Keep(), is_leaf=lambda x: x is ending
             )
     return smc.driver(target).finish(population)
 

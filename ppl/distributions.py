@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,7 @@ class Token(dist.Distribution):
         self._mask = None if mask is None else jnp.asarray(mask, bool)
         super().__init__(batch_shape=logits.shape[:-1], validate_args=validate_args)
 
-    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    @constraints.dependent_property(is_discrete=True, event_dim=0)  # pyright: ignore[reportArgumentType]
     def support(self):
         """Tokens 0 .. V-1."""
         return constraints.integer_interval(0, self.logits.shape[-1] - 1)
@@ -71,7 +72,7 @@ class Token(dist.Distribution):
         """Rebuild without checks: the leaves may be placeholders."""
         token = cls.__new__(cls)
         token.logits, token._mask = params
-        token._batch_shape, token._event_shape, token._validate_args = (), (), None
+        token._batch_shape, token._event_shape, token._validate_args = (), (), False
         return token
 
     def _allowed(self):
@@ -173,7 +174,7 @@ def third_party(fn):
 @third_party
 def draw(d: dist.Distribution, key: PRNGKeyArray) -> Array:
     """One draw, of shape batch + event."""
-    return d.sample(key)
+    return jnp.asarray(d.sample(key))
 
 
 @third_party
@@ -185,12 +186,13 @@ def drawn_like(d: dist.Distribution) -> jax.ShapeDtypeStruct:
 @third_party
 def log_density(d: dist.Distribution, value: Array, *, check: bool) -> Float[Array, ""]:
     """Log density summed over the batch, nats; with `check`, -inf outside the support."""
-    if not check or not _checkable(d.support):
+    support: Any = d.support
+    if not check or not _checkable(support):
         return jnp.sum(d.log_prob(value))
-    inside = d.support(value)
+    inside = support(value)
     # The inside of the support stands in for a value outside, so that no gradient is NaN.
     event = (1,) * (jnp.ndim(value) - jnp.ndim(inside))
-    safe = jnp.where(inside.reshape(inside.shape + event), value, d.support.feasible_like(value))
+    safe = jnp.where(inside.reshape(inside.shape + event), value, support.feasible_like(value))
     if isinstance(d, dist.MaskedDistribution):
         inside = inside | ~jnp.asarray(d._mask, bool)
     return jnp.sum(jnp.where(inside, d.log_prob(safe), -jnp.inf))

@@ -221,7 +221,7 @@ def _value(_, instances, support, index, constraint):
     axis = instances.ndim
     at = index.reshape(index.shape + (1,) * (support.ndim - axis))
     value = jnp.squeeze(jnp.take_along_axis(support, at, axis=axis), axis)
-    if fixed is None:
+    if fixed is None or fixed.mask is None:
         return value
     given = jnp.asarray(fixed.value)
     return where_leading(fixed.mask, given.astype(value.dtype), value)
@@ -259,6 +259,7 @@ def matches(support: Array, value: Array, axes: int) -> Bool[Array, "*instances 
 
 
 def at_path(tree: Any, path: tuple[str, ...]) -> Any:
+    """The node of nested dicts at a path, or None."""
     for name in path:
         tree = tree.get(name) if isinstance(tree, dict) else None
     return tree

@@ -37,7 +37,7 @@ def as_given(choices: Choices | None) -> Given:
     if not choices:
         return {}
 
-    def wrap(node):
+    def wrap(node) -> Any:
         if isinstance(node, Partial):
             mask = None if node.mask is None else jnp.asarray(node.mask, bool)
             return Partial(jax.tree.map(jnp.asarray, node.value), mask)
@@ -71,10 +71,11 @@ def overlay(given: Given, below: Given) -> Given:
 
 
 def _overlay_leaf(top: Partial, below: Partial) -> Partial:
-    if top.mask is None:
+    mask = top.mask
+    if mask is None:
         return top
-    value = jax.tree.map(lambda a, b: where_leading(top.mask, a, b), top.value, below.value)
-    return Partial(value, None if below.mask is None else top.mask | below.mask)
+    value = where_leading(mask, top.value, below.value)
+    return Partial(value, None if below.mask is None else mask | below.mask)
 
 
 def where_leading(mask: Bool[Array, "..."], x: PyTree, y: PyTree) -> PyTree:

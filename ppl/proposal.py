@@ -1,6 +1,6 @@
 """Proposals: programs that draw some of a model's choices."""
 
-from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 from jaxtyping import PyTree
@@ -22,9 +22,7 @@ class Proposal(eqx.Module):
     init: GenerativeFunction | None
     bound: tuple
 
-    def __init__(
-        self, step: Callable | None = None, init: Callable | None = None, bound: tuple = ()
-    ):
+    def __init__(self, step: Any = None, init: Any = None, bound: tuple = ()):
         self.step = None if step is None else as_program(step)
         self.init = None if init is None else as_program(init)
         self.bound = bound

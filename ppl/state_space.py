@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -65,8 +66,8 @@ class StateSpace(GenerativeFunction):
 
     def __init__(
         self,
-        init: Callable,
-        step: Callable,
+        init: Any,
+        step: Any,
         length: int,
         done: Callable | None = None,
         at_length: AtLength = _KEEP,

@@ -43,7 +43,7 @@ class Mix(GenerativeFunction):
                 f"mix has 'component' and {names}"
             )
         chooser = Context(key, {k: v for k, v in given.items() if k == "component"}, request)
-        component = chooser.sample("component", dist.Categorical(logits=logits))
+        component = chooser.sample("component", dist.CategoricalLogits(logits))
         chosen = chooser.finish(component)
         key = None if key is None else jax.random.fold_in(key, 1)
         flags = [component == i for i in range(n)]

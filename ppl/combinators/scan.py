@@ -39,7 +39,9 @@ class Scan(GenerativeFunction):
                 "one value a "
                 "step, or carry the scalar"
             )
-        sizes = {jnp.shape(x)[0] for x in jax.tree.leaves(xs)} | ({self.length} - {None})
+        sizes = {jnp.shape(x)[0] for x in jax.tree.leaves(xs)}
+        if self.length is not None:
+            sizes.add(self.length)
         if len(sizes) != 1:
             raise ProgramError(
                 f"ppl.scan {where} has lengths {sorted(sizes)}: pass xs of one length, or length=n"

@@ -45,8 +45,10 @@ class Vmap(GenerativeFunction):
     def _size(self, args, in_axes, request):
         sizes = set() if self.axis_size is None else {self.axis_size}
 
-        def collect(axis, tree):
-            for x in jax.tree.leaves(tree) if axis is not None else ():
+        def collect(axis: int | None, tree):
+            if axis is None:
+                return
+            for x in jax.tree.leaves(tree):
                 if not -jnp.ndim(x) <= axis < jnp.ndim(x):
                     raise ProgramError(
                         f"ppl.vmap {'/'.join(request.where)!r} got a value without axis {axis}, of "

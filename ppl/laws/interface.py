@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, PRNGKeyArray, PyTree
 
 from ..enumeration import enumerate
 from ..generative import GenerativeFunction
@@ -85,7 +85,7 @@ def _log_density(trace: Trace):
     return trace.score + trace.log_weight
 
 
-def _pair(a, b, scale=0.0):
+def _pair(a: Array, b: Array, scale: ArrayLike = 0.0) -> tuple[Array, Array]:
     """A - b where both are finite; inf where only one is."""
     same = (a == b) | (jnp.isnan(a) & jnp.isnan(b))
     size = jnp.abs(b) + jnp.abs(scale)

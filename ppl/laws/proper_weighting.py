@@ -96,7 +96,7 @@ def weighting(
 
 def _gap(evidences: np.ndarray) -> float:
     both = np.isneginf(evidences).all(-1)
-    whole, said = np.where(both[:, None], 0.0, evidences).T
+    whole, said = np.where(np.expand_dims(both, -1), 0.0, evidences).T
     with np.errstate(invalid="ignore"):
         return roundings(whole - said, np.where(np.isfinite(whole), whole, 0.0))
 

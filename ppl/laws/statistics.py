@@ -32,6 +32,6 @@ def moments(values: Iterator[tuple[PyTree, int]]) -> tuple[np.ndarray, np.ndarra
     for x, count in values:
         x = np.asarray(x, np.float64)[:count]
         n, total, squares = n + count, total + x.sum(0), squares + np.square(x).sum(0)
-    mean = total / n
+    mean = np.asarray(total / n)
     variance = np.maximum(squares / n - mean**2, 0) * n / max(n - 1, 1)
     return mean, np.sqrt(variance / n), n
