@@ -14,7 +14,7 @@ from rich.table import Table
 
 from .. import inference, models, ppl
 from .setup import ask, cache_compilations, loaded
-from .show import evidence_line, progress, report, text_table
+from .show import evidence_line, picture, progress, report, text_table
 from .story import source, steered
 
 PROMPT = "Write one short sentence about a cat."
@@ -82,8 +82,7 @@ def run(args: argparse.Namespace) -> int:
     unweighted = models.texts(lm, baseline.take(jnp.arange(6), jnp.zeros(6)))
     console.print(text_table("Plain sampling, the first six texts", unweighted, 6))
     console.print(_comparison(pooled, filtered, smc_time, baseline, drawn, plain_time))
-    figure = filtered[0].plot()
-    figure.savefig(args.picture, dpi=150, bbox_inches="tight")
+    picture(lm, filtered[0], args.picture)
     console.print(f"Genealogy, effective sample size and evidence of the first run: {args.picture}")
     console.print(f"Total {time.perf_counter() - started:.0f} s", highlight=False)
     return 0 if pooled.status else 1

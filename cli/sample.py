@@ -9,7 +9,7 @@ from rich.console import Console
 
 from .. import inference, models, ppl
 from .setup import ask, cache_compilations, loaded
-from .show import progress, report
+from .show import picture, progress, report
 from .story import steered
 
 RESAMPLERS = {
@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
         report(console, lm, runs, pooled, args.show)
         console.print(f"{time.perf_counter() - start:.1f} s, compilation included", highlight=False)
     if args.picture:
-        runs[0].plot().savefig(args.picture, dpi=150, bbox_inches="tight")
+        picture(lm, runs[0], args.picture)
     return 0 if pooled.status else 1
 
 
