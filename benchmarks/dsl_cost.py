@@ -2,7 +2,7 @@
 
     python benchmarks/dsl_cost.py                                  # compiled cost, SmolLM2
     python benchmarks/dsl_cost.py --pairs 30 --cases 8x16          # and time, in interleaved pairs
-    python benchmarks/dsl_cost.py --random 4096x256x4 --pairs 30   # a random decoder, V x d x layers
+    python benchmarks/dsl_cost.py --random 4096x256x4 --pairs 30   # V x d x layers, random
 
 Compiled cost is XLA's own count (`cost_analysis`) of floating-point operations and bytes accessed;
 it counts the body of a loop once and both branches of a conditional, on both sides alike.
@@ -13,7 +13,6 @@ place).
 
 import argparse
 import re
-import time
 from collections import Counter
 
 import handwritten
@@ -184,21 +183,10 @@ def timed(case, pairs):
 
     Runs stop when every text has ended, so each time is divided by its own number of steps.
     """
-    keys = iter(jax.random.split(jax.random.key(2), 4 * pairs + 64))
-    times = {"ours": [], "hand": []}
+    keys = list(jax.random.split(jax.random.key(2), pairs + 2))
     calls = {"ours": case.run_ours, "hand": case.run_hand}
-    for call in calls.values():
-        jax.block_until_ready(call(next(keys)))
-    rng = np.random.default_rng(0)
     with timing.Others() as others:
-        for _ in range(pairs):
-            for name in rng.permutation(list(calls)):
-                key = next(keys)
-                start = time.perf_counter()
-                result = jax.block_until_ready(calls[name](key))
-                times[name].append(
-                    (time.perf_counter() - start) / max(1, int(jnp.max(result.lengths)))
-                )
+        times = timing.paired(calls, pairs, keys, 2, lambda run: max(1, int(run.lengths.max())))
     ms = " / ".join(f"{1e3 * np.median(times[k]):.2f}" for k in ("ours", "hand"))
     return [timing.interval(times["ours"], times["hand"]), ms, f"{others.share:.0%}"]
 

@@ -99,10 +99,10 @@ def read_back(ancestors, tokens):
 
 
 def filtered(key, n, length, threshold, start, move, ended):
-    """The loop: `start` is the particles' state [N, ...], `move(keys, state, t)` a step of them all.
+    """The loop: `start` is the particles' state [N, ...], `move(keys, state, t)` a step of all.
 
-    `move` returns the new state, the tokens drawn and the log-weight increments; `ended(state)` says
-    which particles have ended (None: none ever does).
+    `move` returns the new state, the tokens drawn and the log-weight increments; `ended(state)`
+    says which particles have ended (None: none ever does).
     """
     identity = jnp.arange(n, dtype=jnp.int32)
 
@@ -230,7 +230,7 @@ def sampled(key, lm, prefix, temperature, n, length):
 
 @partial(jax.jit, static_argnames=("n", "length"))
 def fixed_table(key, logits, bonus, n, length, threshold=0.5):
-    """Bootstrap filter on a model without memory: softmax(logits) a token, log potential bonus[token]."""
+    """Bootstrap filter: tokens from softmax(logits), whatever came before; potential bonus."""
 
     def move(keys, state, t):
         tokens, _ = jax.vmap(lambda key: draw(key, logits))(keys)

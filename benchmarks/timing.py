@@ -1,4 +1,4 @@
-"""Paired, interleaved, blocked timing: medians, ratios with intervals, and the machine's roofline."""
+"""Paired, interleaved, blocked timing: medians, ratios with intervals, the machine's roofline."""
 
 import os
 import time
@@ -15,16 +15,21 @@ def seconds(call):
     return time.perf_counter() - start
 
 
-def paired(calls, pairs, warm=2):
-    """Seconds [pairs] of each named call: taken in turn, the order drawn anew every round."""
-    for call in calls.values():
-        for _ in range(warm):
-            jax.block_until_ready(call())
+def paired(calls, pairs, keys, warm=3, work=None):
+    """Seconds [pairs] of each named call of a key: in turn, the order drawn anew every round.
+
+    `keys` are `warm + pairs` keys, each given to every call. `work(result)`, if given, is the
+    amount of work of a run, by which its time is divided.
+    """
     rng = np.random.default_rng(0)
     times = {name: [] for name in calls}
-    for _ in range(pairs):
+    for i, key in enumerate(keys[: warm + pairs]):
         for name in rng.permutation(list(calls)):
-            times[name].append(seconds(calls[name]))
+            start = time.perf_counter()
+            result = jax.block_until_ready(calls[name](key))
+            spent = time.perf_counter() - start
+            if i >= warm:
+                times[name].append(spent if work is None else spent / work(result))
     return {name: np.array(t) for name, t in times.items()}
 
 

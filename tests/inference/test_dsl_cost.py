@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from feynkac import inference, models, ppl
 from feynkac.models.language import random_llama
 
@@ -30,7 +31,7 @@ def dsl_cost():
 
 @pytest.fixture(scope="module")
 def lm():
-    # Wide beside its vocabulary, as real models are, so that 2 % is less than a pass over the logits.
+    # Wide beside its vocabulary, as real models are: bytes are those of weights, not of logits.
     return random_llama(
         jax.random.key(1), VOCABULARY, layers=2, d=512, heads=8, kv_heads=2, scale=2.0
     )
@@ -71,7 +72,7 @@ def test_temporary_memory(case):
 
 
 def test_the_cost_of_waste_is_seen(dsl_cost, lm, case):
-    """A state that is not marked `Hot` is frozen for particles that have ended: caches are selected."""
+    """A state that is not `Hot` is frozen for particles that have ended: caches are selected."""
     prefix = lm.prompt([3, 1, 4, 1, 5])
 
     def init(ctx, lm, prefix):
