@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from ..ppl.feynman_kac import FeynmanKac, Moved, Retained
 from ..ppl.hot import drop_hot
-from ..ppl.partial import Choices, Given
+from ..ppl.partial import Choices, Given, where_leading
+from ..ppl.state_space import check_names
 from ..ppl.status import DEAD, NAN, UNSUPPORTED, Status
 from ..ppl.target import Target
 from .mapping import Mapping
@@ -64,10 +65,9 @@ class Driver(eqx.Module):
         moved = self.mapping.over(move, jnp.arange(n))
         kept = self._keep(moved)
         row = jax.eval_shape(self._first_row, key, moved.state)
+        check_names(moved.log_probs, row[1])
         sites = (*site_names(moved.log_probs), *site_names(row[1]), "an observe or factor")
-        status = self._checked(
-            Status.ok(sites), moved, moved.log_potential, position, -1, first=True
-        )
+        status = self._checked(Status.ok(sites), moved, moved.log_potential, position, -1)
         ess, log_evidence = (
             effective_sample_size(moved.log_potential),
             log_mean_exp(moved.log_potential),
@@ -106,7 +106,6 @@ class Driver(eqx.Module):
             return self._step(jax.random.fold_in(key, t + 1), population, t, _at(fixed, t), kept)
 
         if self.fk.model.done is None:
-
             if steps < self.length:  # part of a run, from anywhere, and to its end at most
                 return jax.lax.fori_loop(start, stop, body, population)
 
@@ -132,7 +131,11 @@ class Driver(eqx.Module):
         ending = self.mapping.over(lambda i, state: self.fk.end(state), each, population.state)
         log_weights = population.log_weights + ending
         # Dying here is dying at the last step's end.
-        status = population.status.then(is_dead(log_weights), DEAD, self.length)
+        status = population.status
+        if self.retained is not None:
+            lost = jnp.isneginf(log_weights[population.position])
+            status = status.then(lost, UNSUPPORTED, self.length)
+        status = status.then(is_dead(log_weights), DEAD, self.length)
         log_evidence, ess = log_mean_exp(log_weights), effective_sample_size(log_weights)
         lineage = trace_back(population.pointers, jnp.arange(self.n_particles, dtype=jnp.int32))
         initial, store = past(population.initial, population.store, lineage)
@@ -170,8 +173,10 @@ class Driver(eqx.Module):
             ), ~self.fk.model.finished(state)
 
         moved, active = self.mapping.over(move, jnp.arange(self.n_particles), state)
-        log_weights = log_weights + moved.log_potential
-        status = self._checked(population.status, moved, log_weights, position, t, first=False)
+        alive = ~jnp.isneginf(log_weights)
+        # A weight of zero stays zero, even where what follows from the impossible is NaN.
+        log_weights = jnp.where(alive, log_weights + moved.log_potential, -jnp.inf)
+        status = self._checked(population.status, moved, log_weights, position, t, alive)
         population = Population(
             state=moved.state,
             log_weights=log_weights,
@@ -285,9 +290,13 @@ class Driver(eqx.Module):
         return self._keep(moved), moved.log_probs
 
     def _checked(
-        self, status: Status, moved: Moved, log_weights, position, t, *, first: bool
+        self, status: Status, moved: Moved, log_weights, position, t, alive=None
     ) -> Status:
-        flags = nan_flags(moved.log_probs, moved.log_potential)
+        first = alive is None
+        terms = (moved.log_probs, moved.log_potential)
+        if alive is not None:
+            terms = jax.tree.map(lambda x: where_leading(alive, x, jnp.zeros_like(x)), terms)
+        flags = nan_flags(*terms)
         names = site_names(moved.log_probs)
         offset = 0 if first else len(status.sites) - 1 - len(names)
         last = jnp.int32(len(status.sites) - 1)

@@ -65,12 +65,14 @@ class Context:
                 f"observe {self._at(name)} needs a NumPyro distribution, got "
                 f"{type(distribution).__name__}"
             )
+        self._check_weighs(name)
         value = self._shaped(name, distribution, jnp.asarray(value))
         self._weigh(distributions.log_density(distribution, value, check=True))
 
     def factor(self, name: str, log_weight: ArrayLike) -> None:
         """Multiply the density by exp(log_weight); a scalar in nats, -inf to forbid."""
         self._enter(name)
+        self._check_weighs(name)
         log_weight = jnp.asarray(log_weight, dtype=self._log_weight.dtype)
         if log_weight.shape:
             raise ProgramError(
@@ -156,6 +158,13 @@ class Context:
 
     def _weigh(self, log_weight: Float[Array, ""]) -> None:
         self._log_weight = self._log_weight + log_weight.astype(self._log_weight.dtype)
+
+    def _check_weighs(self, name: str) -> None:
+        if self._request.weightless:
+            raise ProgramError(
+                f"{self._at(name)} is an observe or a factor, but a marginal is of a normalized "
+                "law: leave it out, or use ppl.normalize, which takes any target"
+            )
 
     def _check_given(self, name: str, given: Partial | None) -> None:
         if given is None or given.mask is not None:

@@ -25,16 +25,18 @@ class Request(eqx.Module):
     """How to run: static, handed down to every callee.
 
     `complete`: a site without a value is an error. `support`: also report each site's finite
-    support. `where`: the calls we are in, for messages.
+    support. `weightless`: an observe or factor is an error. `where`: the calls we are in, for
+    messages.
     """
 
     complete: bool = eqx.field(static=True, default=False)
     support: bool = eqx.field(static=True, default=False)
     where: tuple[str, ...] = eqx.field(static=True, default=())
+    weightless: bool = eqx.field(static=True, default=False)
 
     def inside(self, name: str) -> "Request":
         """The request for a callee."""
-        return Request(self.complete, self.support, (*self.where, name))
+        return Request(self.complete, self.support, (*self.where, name), self.weightless)
 
 
 PLAIN = Request()

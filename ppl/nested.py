@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .algorithm import Algorithm
 from .errors import ProgramError
 from .estimated import EstimatedDistribution
+from .generative import Request
 from .partial import Choices, prune, walk
 from .selection import Selection
 from .target import Target, as_target
@@ -90,12 +91,13 @@ def marginal(target: Any, selection: Selection, algorithm: Algorithm) -> Margina
     """The law of the selected choices of a program, the others integrated out by the algorithm.
 
     Law: exactly the program's marginal; density estimates E[w] = p(x), E[1/w | x] = 1/p(x). The
-    program must have no `observe` or `factor` (it has to be a normalised law); its constraints,
-    if any, must be empty.
+    program has to be a normalized law: constraints, an `observe` or a `factor` are an error.
     """
     target = as_target(target)
     if target.constraints:
         raise ProgramError(
             "ppl.marginal takes a program without constraints: use ppl.normalize for a posterior"
         )
+    request = Request(weightless=True)
+    jax.eval_shape(lambda key: target.model.run(key, {}, target.args, request), jax.random.key(0))
     return Marginal(target, selection, algorithm)

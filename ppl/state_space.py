@@ -218,14 +218,14 @@ class StateSpace(GenerativeFunction):
             (jnp.arange(self.length, dtype=jnp.int32), given_steps),
             length=self.length,
         )
-        clash = set(first.choices) & set(choices)
-        if clash:
+        check_names(first.choices, choices)
+        if request.weightless and not isinstance(self.at_length, Keep):
             raise ProgramError(
-                f"init and step both have a site named {sorted(clash)}: give them different names"
+                f"a marginal is of a normalized law, but at_length={self.at_length} weighs it: use "
+                "ppl.normalize, which takes any target"
             )
-        ending = self.at_length.log_weight(self.finished(state))
-        if steps is not None:
-            ending = jnp.where(steps >= self.length, ending, jnp.zeros_like(ending))
+        # Part of the whole model only: what moves particles in a run weighs them before the end.
+        ending = self.at_length.log_weight(self.finished(state)) if steps is None else 0.0
         return Outcome(
             {**first.choices, **choices},
             {**first.log_probs, **log_probs},
@@ -250,6 +250,15 @@ class StateSpace(GenerativeFunction):
         # drawn.
         key, request = jax.random.key(0), Request(complete=True)
         return self.run_to(key, as_given(choices), args, jnp.asarray(t), request).retval
+
+
+def check_names(first: Choices, later: Choices) -> None:
+    """Raise if init and step have a site of the same name."""
+    clash = set(first) & set(later)
+    if clash:
+        raise ProgramError(
+            f"init and step both have a site named {sorted(clash)}: give them different names"
+        )
 
 
 def _of(request: Request) -> str:

@@ -33,6 +33,17 @@ def gate(flag: Bool[Array, ""], tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: _gate(flag, x) if eqx.is_inexact_array(x) else x, tree)
 
 
+@jax.custom_batching.custom_vmap
+def any_member(flag: Bool[Array, ""]) -> Bool[Array, ""]:
+    """The flag; under `vmap` one for the batch: does any member raise it?"""
+    return flag
+
+
+@any_member.def_vmap
+def _any_member_vmap(axis_size, in_batched, flag):
+    return any_member(jnp.any(flag, axis=0) if in_batched[0] else flag), False
+
+
 def run_gated(
     flag: Bool[Array, ""],
     program: GenerativeFunction,
@@ -43,7 +54,7 @@ def run_gated(
 ) -> Outcome:
     """Run the program whatever `flag` is; no gradient passes back where it is false."""
     if not closes_over_tracer(program):
-        program, args = gate(flag, (program, args))
+        program, given, args = gate(flag, (program, given, args))
         return program.run(key, given, args, request)
     dynamic, static = eqx.partition((program, key, given, args), eqx.is_array)
 
@@ -65,25 +76,27 @@ def run_if(
 ) -> Outcome:
     """Run the program where `flag` holds; elsewhere all is zero and the sites are inactive.
 
-    One-sided under `jit`; under `vmap` both sides are computed and selected.
+    One-sided under `jit`. Under `vmap` it is decided for the batch (does any member need it?) and
+    selected for each member: a branch decided for each would copy its operands, shared parameters
+    included, to every member.
     """
-    program, given, args = gate(flag, (program, given, args))
 
     def happened(operand):
         program, key, given, args = operand
-        return _activated(program.run(key, given, args, request))
+        return _activated(run_gated(flag, program, key, given, args, request))
 
     operand = (program, key, given, args)
     if request.support:
         return _silenced(flag, happened(operand))
     dynamic, static = eqx.partition(operand, eqx.is_array)
     shape = jax.eval_shape(lambda d: happened(eqx.combine(d, static)), dynamic)
-    return jax.lax.cond(
-        flag,
+    out = jax.lax.cond(
+        any_member(flag),
         lambda d: happened(eqx.combine(d, static)),
         lambda d: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape),
         dynamic,
     )
+    return _silenced(flag, out)
 
 
 def _activated(out: Outcome) -> Outcome:

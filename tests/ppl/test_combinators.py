@@ -197,6 +197,35 @@ def test_no_nan_from_an_untaken_branch(fn):
         assert gradients[2] > 0.9  # log twice, and the square root
 
 
+def times(ctx, matrix, x):
+    x = ctx.sample("z", dist.Normal(matrix @ x, 1.0).to_event(1))
+    ctx.factor("f", x.sum())
+    return x
+
+
+def test_bound_arrays_stay_unbatched_in_branches():
+    n, d = 11, 7
+
+    def run(key, flag, x, matrix):
+        one, other = ppl.bind(times, matrix), ppl.bind(times, 2.0 * matrix)
+        a = ppl.cond(one, other).simulate(key, flag, x)
+        b = ppl.mask(one).simulate(key, flag, x)
+        c = ppl.mix(one, other).simulate(key, jnp.zeros(2), x)
+        return a.score + b.log_weight + c.log_weight
+
+    batched = jax.vmap(run, in_axes=(0, 0, 0, None))
+    twice = jax.vmap(batched, in_axes=(None, 0, None, None))
+    keys, x, matrix = KEYS[:n], jnp.ones((n, d)), jnp.ones((d, d))
+    flags = jnp.arange(n) % 2 == 0
+    for fn, each in ((batched, flags), (twice, jnp.stack([flags, ~flags]))):
+        jaxpr = str(jax.make_jaxpr(fn)(keys, each, x, matrix))
+        assert f"f32[{d},{d}]" in jaxpr
+        assert f",{d},{d}]" not in jaxpr
+    single = jax.jit(run)
+    loop = [single(keys[i], flags[i], x[i], matrix) for i in range(n)]
+    np.testing.assert_allclose(jax.jit(batched)(keys, flags, x, matrix), loop, rtol=1e-5)
+
+
 def test_mix_law():
     def part(m):
         return lambda ctx: ctx.sample("x", dist.Normal(m, 0.1))

@@ -7,7 +7,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from feynkac import ppl
+from feynkac import inference, ppl
 from feynkac.ppl.compiled import compiled
 
 KEY = jax.random.key(0)
@@ -244,6 +244,15 @@ def test_step_returns_another_state(bad_step, done):
         ppl.StateSpace(init, bad_step, 3, done).simulate(KEY)
 
 
+def weighted(ctx):
+    x = ctx.sample("x", NORMAL)
+    ctx.call("c", ppl.program(lambda ctx: ctx.factor("f", 0.0 * x)))
+
+
+def marginal(model, *args):
+    return ppl.marginal(ppl.Target(model, args), ppl.select("x"), None)
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
@@ -284,6 +293,21 @@ def test_step_returns_another_state(bad_step, done):
                 ppl.Target(ppl.program(init), (), {"z0": 0.0}), ppl.select("z"), None
             ),
             "without constraints: use ppl.normalize",
+        ),
+        (lambda: marginal(weighted), "'c/f' is an observe or a factor"),
+        (
+            lambda: marginal(ppl.vmap(lambda ctx, y: ctx.observe("y", NORMAL, y)), jnp.zeros(2)),
+            "'y' is an observe or a factor, .* use ppl.normalize",
+        ),
+        (
+            lambda: marginal(ppl.StateSpace(init, step, 3, lambda s: s > 1.0, ppl.Reject())),
+            "at_length=Reject.* use ppl.normalize",
+        ),
+        (
+            lambda: inference.SMC(2).run(
+                KEY, ppl.StateSpace(init, lambda c, s, t: c.sample("z0", NORMAL), 3)
+            ),
+            r"both have a site named \['z0'\]",
         ),
     ],
 )
