@@ -1,4 +1,4 @@
-"""Programs by content: equal code compiles nothing again, any change of what it names is noticed."""
+"""Programs by content: equal code compiles nothing again, a change of what it names is noticed."""
 
 import functools
 import gc
@@ -83,7 +83,8 @@ SOURCES = {
         "c = make(2.0)",
     ),
     "cell": (
-        "def make():\n    k = [1.0]\n    def get(): return k[0]\n    get.k = k\n    return get\nc = make()",
+        "def make():\n    k = [1.0]\n    def get(): return k[0]\n    get.k = k\n    return get\n"
+        "c = make()",
         "c()",
         "c.k[0] = 2.0",
     ),
@@ -167,7 +168,8 @@ SOURCES = {
         "k = 2.0",
     ),
     "import inside": (
-        "import user_module\nuser_module.k = 1.0\ndef c():\n    import user_module\n    return user_module.k",
+        "import user_module\nuser_module.k = 1.0\ndef c():\n    import user_module\n"
+        "    return user_module.k",
         "c()",
         "user_module.k = 2.0",
     ),

@@ -169,23 +169,26 @@ def test_short_lengths(length):
 
 
 def test_run_to_is_truncation_and_replay_is_the_state_at_every_t():
+    replay = jax.jit(lambda given, t: MODEL.replay(given, t, 0.5))
+
+    @jax.jit
+    def run_to(given, t):
+        out = MODEL.run_to(KEY, ppl.partial.as_given(given), (0.5,), t)
+        return out, ppl.partial.total(out.log_probs) + out.log_weight
+
+    shorter = {t: jax.jit(ppl.StateSpace(init, step, t, done=ended).assess) for t in (0, 2)}
     for tokens, n in SEQUENCES[:3]:
         given = choices(tokens)
-        replay = jax.jit(lambda t, given=given: MODEL.replay(given, t, 0.5))
-        memory = np.zeros(T + 1)
-        memory[0] = 1.5
         for t in range(T + 1):
-            state = replay(t)
+            state = replay(given, t)
             made = min(t, n)
             assert state.count == made
             memory = np.concatenate([1.5 + np.cumsum([0] + tokens[:made]), np.zeros(T - made)])
             if t <= n:  # hot state after the end is unspecified
                 np.testing.assert_allclose(state.memory.value, memory)
         for t in (0, 2):
-            short = ppl.StateSpace(init, step, t, done=ended)
-            out = MODEL.run_to(KEY, ppl.partial.as_given(given), (0.5,), jnp.asarray(t))
-            want = short.assess(choices(tokens[:t] or jnp.zeros(0, int)), 0.5)[0]
-            got = ppl.partial.total(out.log_probs) + out.log_weight
+            out, got = run_to(given, t)
+            want = shorter[t](choices(jnp.array(tokens[:t], int)), 0.5)[0]
             np.testing.assert_allclose(got, want, rtol=1e-5)
             assert not out.active["token"][t:].any()
             assert (out.choices["token"][t:] == 0).all()
@@ -219,7 +222,7 @@ def test_replay_of_missing_choices_is_an_error():
 
 
 def decaying(theta):
-    """Each step takes the square root of a state that theta lowers; it ends before it is negative."""
+    """Each step takes the root of a state that theta lowers; it ends before it is negative."""
 
     def start(ctx, theta):
         return jnp.ones(())

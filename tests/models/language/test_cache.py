@@ -58,9 +58,7 @@ def test_nothing_visible_merges_to_the_other_part(arrays):
     query, prefix, suffix = arrays
     nothing = attend(query, prefix, jnp.zeros((1, P), bool))
     whole = attend(query, suffix, jnp.ones((1, S), bool))
-    np.testing.assert_allclose(
-        merge(nothing, whole), dense(query, *suffix), rtol=2e-5, atol=2e-6
-    )
+    np.testing.assert_allclose(merge(nothing, whole), dense(query, *suffix), rtol=2e-5, atol=2e-6)
     assert not np.any(nothing.total)
 
 
