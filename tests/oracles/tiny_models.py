@@ -42,9 +42,12 @@ def _ended(state):
     return state["ended"]
 
 
-def text(factors=MILD, at_length=ppl.Keep(), constraints=None) -> ppl.Target:
-    """A mood, then up to three tokens of three, the first of which ends the text."""
-    model = ppl.StateSpace(_init, _step, LENGTH, _ended, at_length)
+KEEP = ppl.Keep()
+
+
+def text(factors=MILD, at_length=KEEP, constraints=None, length=LENGTH) -> ppl.Target:
+    """A mood, then up to `length` tokens of three, the first of which ends the text."""
+    model = ppl.StateSpace(_init, _step, length, _ended, at_length)
     return ppl.Target(model, (jnp.asarray(TABLE, float), jnp.asarray(factors, float)), constraints)
 
 
@@ -61,16 +64,6 @@ BOOTSTRAP = None
 STEP = ppl.Proposal(_guess_step)
 INIT = ppl.Proposal(init=_guess_init)
 BOTH = ppl.Proposal(_guess_step, _guess_init)
-
-
-@ppl.program
-def pair(ctx, table):
-    """A latent and a symbol: 2 x 2 values."""
-    z = ctx.sample("z", dist.Bernoulli(probs=0.35))
-    return ctx.sample("x", ppl.Token(jnp.log(table[z])))
-
-
-PAIR = np.array([[0.9, 0.1], [0.25, 0.75]])
 
 
 RESAMPLERS = [
