@@ -1,4 +1,4 @@
-"""Particle filters are properly weighted: resamplers, proposals, thresholds and populations by pairwise cover."""
+"""Particle filters are properly weighted: resamplers, proposals, thresholds, by pairwise cover."""
 
 import functools
 
