@@ -107,10 +107,9 @@ def _activated(out: Outcome) -> Outcome:
 
 def _silenced(flag, out: Outcome) -> Outcome:
     """The outcome where `flag` holds and zeros elsewhere; the support stays."""
-    zeros = jax.tree.map(
-        lambda x: jnp.where(flag, x, jnp.zeros_like(x)), eqx.tree_at(lambda o: o.support, out, None)
-    )
-    return eqx.tree_at(lambda o: o.support, zeros, out.support, is_leaf=lambda x: x is None)
+    parts = (out.choices, out.log_probs, out.active, out.log_weight, out.retval)
+    quiet = jax.tree.map(lambda x: jnp.where(flag, x, jnp.zeros_like(x)), parts)
+    return Outcome(*quiet, out.support)
 
 
 def merged(outcomes: dict[str, Outcome], retval: PyTree) -> Outcome:
