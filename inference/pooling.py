@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from ..ppl.status import Status
 from .particles import Particles, log_mean_exp
@@ -47,7 +48,7 @@ def pool(*populations: Particles) -> Particles:
         status=functools.reduce(_first_failure, [p.status for p in populations]),
         ancestors=ancestors,
         resampled=jnp.any(jnp.stack([p.resampled for p in populations]), axis=0),
-        ess_history=jnp.sum(ess, axis=0),
+        ess_history=_pooled_ess(evidence, ess),
         log_evidence_history=jax.vmap(log_mean_exp, in_axes=1)(evidence),
         acceptance=jnp.mean(jnp.stack([p.acceptance for p in populations]), axis=0),
         lengths=joined("lengths"),
@@ -55,6 +56,16 @@ def pool(*populations: Particles) -> Particles:
         state=joined("state"),
         record=joined("record"),
     )
+
+
+def _pooled_ess(
+    log_evidence: Float[Array, "runs moves"], ess: Float[Array, "runs moves"]
+) -> Float[Array, " moves"]:
+    """(sum w)^2 / sum w^2 of the union, from that of each run and its mean weight."""
+    top = jnp.max(log_evidence, axis=0)
+    z = jnp.exp(log_evidence - jnp.where(jnp.isneginf(top), 0.0, top))
+    squares = jnp.sum(z**2 / jnp.where(z == 0, 1.0, ess), axis=0)
+    return jnp.sum(z, axis=0) ** 2 / jnp.where(squares == 0, 1.0, squares)
 
 
 def _first_failure(a: Status, b: Status) -> Status:

@@ -100,5 +100,5 @@ def rejuvenate(
 
 def _lengths(active: Any, old: Int[Array, "n"]) -> Int[Array, "n"]:
     """Number of steps in which any site happened."""
-    rows = [x.reshape(*x.shape[:2], -1).any(-1).sum(0) for x in jax.tree.leaves(active)]
-    return jnp.max(jnp.stack(rows), axis=0).astype(old.dtype) if rows else old
+    rows = [x.reshape(*x.shape[:2], -1).any(-1) for x in jax.tree.leaves(active)]
+    return jnp.any(jnp.stack(rows), axis=0).sum(0).astype(old.dtype) if rows else old

@@ -185,9 +185,15 @@ def drawn_like(d: dist.Distribution) -> jax.ShapeDtypeStruct:
 
 @third_party
 def log_density(d: dist.Distribution, value: Array, *, check: bool) -> Float[Array, ""]:
-    """Log density summed over the batch, nats; with `check`, -inf outside the support."""
+    """Log density summed over the batch, nats; with `check` -inf outside the support, else of draws."""
     support: Any = d.support
-    if not check or not _checkable(support):
+    if not check:
+        density = jnp.sum(d.log_prob(value))
+        # NumPyro calls NaN impossible; drawn, it means that a parameter was NaN.
+        if jnp.issubdtype(value.dtype, jnp.inexact):
+            density = jnp.where(jnp.any(jnp.isnan(value)), jnp.nan, density)
+        return density
+    if not _checkable(support):
         return jnp.sum(d.log_prob(value))
     inside = support(value)
     # The inside of the support stands in for a value outside, so that no gradient is NaN.

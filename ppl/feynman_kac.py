@@ -136,6 +136,10 @@ def _move(
 
 
 def _moved(out: Outcome, log_potential: Float[Array, ""]) -> Moved:
+    # A draw that was impossible (from an empty distribution) or of unknown density counts too.
+    score = total(out.log_probs)
+    log_potential = jnp.where(jnp.isneginf(score), -jnp.inf, log_potential)
+    log_potential = jnp.where(jnp.isnan(score), jnp.nan, log_potential)
     active = spelled(out.active, out.log_probs)
     return Moved(out.retval, out.choices, log_potential, out.log_probs, active, out.log_weight)
 

@@ -1,4 +1,4 @@
-"""Targets small enough to enumerate, with what breaks samplers: impossible tokens, early ends, large factors."""
+"""Targets to enumerate, with what breaks samplers: impossible tokens, early ends, large factors."""
 
 import equinox as eqx
 import jax
