@@ -8,6 +8,8 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(CACHE)
 )  # processes that tests start share it
 os.environ.setdefault("MPLBACKEND", "agg")
+# Tests compile more than they compute.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 import jax  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402

@@ -7,14 +7,22 @@ import jax.export
 import pytest
 from small_models import ending, hmm
 
-from feynkac import inference
+from feynkac import inference, models
 
 CALLBACK = r"custom_call @\w*callback"
 
 
-@pytest.mark.parametrize("target", [hmm(4), ending(length=4)], ids=["fixed", "ending"])
-def test_lowers_for_gpu_and_tpu_without_callbacks(target):
-    smc = inference.SMC(4)
+def writing():
+    lm = models.language.random_llama(jax.random.key(0), 64, layers=2)
+    return models.generation(lm, [1, 2, 3], 4)
+
+
+TARGETS = {"fixed": lambda: hmm(4), "ending": lambda: ending(length=4), "writing": writing}
+
+
+@pytest.mark.parametrize("make", TARGETS.values(), ids=TARGETS.keys())
+def test_lowers_for_gpu_and_tpu_without_callbacks(make):
+    smc, target = inference.SMC(4), make()
 
     def run(data, target):
         particles = smc.run(jax.random.wrap_key_data(data), target)

@@ -110,6 +110,19 @@ def test_generate():
         ctx.sample("b", dist.Bernoulli(probs=0.3))
 
     laws.generate(KEY, honest, jnp.array(0.4), constraints={"b": 1}).check()
+    result = laws.generate(KEY, Forgetful(honest), jnp.array(0.4), constraints={"b": 1})
+    rejects(result)
+
+
+class Forgetful(ppl.GenerativeFunction):
+    """A program whose weight is 2% off when some sites are drawn."""
+
+    inner: ppl.GenerativeFunction
+
+    def run(self, key, given, args, request=ppl.Request()):
+        out = self.inner.run(key, given, args, request)
+        wrong = jnp.zeros(()) if request.complete else jnp.log(jnp.asarray(1.02))
+        return eqx.tree_at(lambda o: o.log_weight, out, out.log_weight + wrong)
 
 
 def guess(p):
