@@ -105,7 +105,7 @@ class Driver(eqx.Module):
             kept = None if retained is None else _at(retained, t)
             return self._step(jax.random.fold_in(key, t + 1), population, t, _at(fixed, t), kept)
 
-        if self.fk.model.done is None:
+        if self._never_over:
             if steps < self.length:  # part of a run, from anywhere, and to its end at most
                 return jax.lax.fori_loop(start, stop, body, population)
 
@@ -255,9 +255,18 @@ class Driver(eqx.Module):
         reduce = jax.lax.pmin if every else jax.lax.pmax
         return reduce(flag.astype(jnp.int32), self.batch_axis) > 0
 
+    @property
+    def _never_over(self) -> bool:
+        """Does every run take all steps?
+
+        With a kernel it has to: a move may bring a finished particle back, and to leave moves out
+        when all happen to be finished would bias the law towards early ends.
+        """
+        return self.fk.model.done is None or self.kernel is not None
+
     def _all_done(self, population: Population) -> Bool[Array, ""]:
         """Nothing can change any more: every particle is done or dead."""
-        if self.fk.model.done is None:
+        if self._never_over:
             return jnp.zeros((), bool)
         finished = jax.vmap(self.fk.model.finished)(population.state)
         return jnp.all(finished | jnp.isneginf(population.log_weights))

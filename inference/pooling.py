@@ -62,7 +62,7 @@ def _pooled_ess(
     log_evidence: Float[Array, "runs moves"], ess: Float[Array, "runs moves"]
 ) -> Float[Array, " moves"]:
     """(sum w)^2 / sum w^2 of the union, from that of each run and its mean weight."""
-    top = jnp.max(log_evidence, axis=0)
+    top = jnp.max(log_evidence, axis=0, keepdims=True)
     z = jnp.exp(log_evidence - jnp.where(jnp.isneginf(top), 0.0, top))
     squares = jnp.sum(z**2 / jnp.where(z == 0, 1.0, ess), axis=0)
     return jnp.sum(z, axis=0) ** 2 / jnp.where(squares == 0, 1.0, squares)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from ...ppl.partial import spelled
 from ...ppl.target import Target
 from ...ppl.trace import Trace
 
@@ -35,6 +36,8 @@ class Kernel(eqx.Module):
 
     def __call__(self, key: PRNGKeyArray, target: Target, trace: Trace) -> Trace:
         """One move of a trace of the whole target."""
+        active = spelled(trace.active, trace.log_probs)
+        trace = eqx.tree_at(lambda t: t.active, trace, active, is_leaf=lambda x: x is trace.active)
         return self.move(key, target, Chain(trace, None, jnp.zeros(())), None).trace
 
 

@@ -48,7 +48,7 @@ def hierarchy(ctx, table):
 
 
 def two_particles(p):
-    """The law of `normalize(inner, Importance(2))`, by going through all pairs; dead runs are missing."""
+    """The law of `normalize(inner, Importance(2))`, from all pairs; dead runs are missing."""
     law = np.zeros((2, 3))
     values = list(itertools.product(range(2), range(3)))
     prior = {(z, x): (p if z else 1 - p) * TABLE[z, x] for z, x in values}
@@ -219,7 +219,7 @@ def oracle(ctx, table):
 
 
 class Moves(eqx.Module):
-    """Weighted prior draws, moved: properly weighted iff the kernel leaves the posterior invariant."""
+    """Weighted prior draws, moved: properly weighted if the kernel is invariant."""
 
     kernel: inference.Kernel
     redraw: bool = eqx.field(static=True, default=False)
