@@ -185,7 +185,7 @@ def drawn_like(d: dist.Distribution) -> jax.ShapeDtypeStruct:
 
 @third_party
 def log_density(d: dist.Distribution, value: Array, *, check: bool) -> Float[Array, ""]:
-    """Log density summed over the batch, nats; with `check` -inf outside the support, else of draws."""
+    """Log density summed over the batch, nats; with `check` -inf off the support, else of draws."""
     support: Any = d.support
     if not check:
         density = jnp.sum(d.log_prob(value))
