@@ -108,8 +108,10 @@ def _activated(out: Outcome) -> Outcome:
 def _silenced(flag, out: Outcome) -> Outcome:
     """The outcome where `flag` holds and zeros elsewhere; the support stays."""
     parts = (out.choices, out.log_probs, out.active, out.log_weight, out.retval)
-    quiet = jax.tree.map(lambda x: jnp.where(flag, x, jnp.zeros_like(x)), parts)
-    return Outcome(*quiet, out.support)
+    choices, log_probs, active, log_weight, retval = jax.tree.map(
+        lambda x: jnp.where(flag, x, jnp.zeros_like(x)), parts
+    )
+    return Outcome(choices, log_probs, active, log_weight, retval, out.support)
 
 
 def merged(outcomes: dict[str, Outcome], retval: PyTree) -> Outcome:
