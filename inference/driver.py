@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
+from ..ppl.combinators.branches import any_member
 from ..ppl.feynman_kac import FeynmanKac, Moved, Retained
 from ..ppl.hot import drop_hot
 from ..ppl.partial import Choices, Given, where_leading
@@ -41,7 +42,6 @@ class Driver(eqx.Module):
     record: Record
     mapping: Mapping
     retained: Choices | None
-    batch_axis: str | None = eqx.field(static=True, default=None)
 
     @property
     def length(self) -> int:
@@ -116,7 +116,7 @@ class Driver(eqx.Module):
 
         def going(carry):
             t, population = carry
-            return (t < stop) & ~self._agreed(self._all_done(population), every=True)
+            return (t < stop) & any_member(~self._all_done(population))
 
         def go(carry):
             t, population = carry
@@ -226,9 +226,9 @@ class Driver(eqx.Module):
                 ancestors, position = resampler.conditional(
                     key_draw, population.log_weights, population.position
                 )
-            if self.batch_axis is not None:
-                ancestors = jnp.where(wanted, ancestors, identity)
-                position = jnp.where(wanted, position, population.position)
+            # In a batch of runs all come here if any member wants it; the others keep theirs.
+            ancestors = jnp.where(wanted, ancestors, identity)
+            position = jnp.where(wanted, position, population.position)
             state, lengths = jax.tree.map(
                 lambda x: x[ancestors], (population.state, population.lengths)
             )
@@ -244,16 +244,9 @@ class Driver(eqx.Module):
             )
 
         (state, log_weights, lengths), position, ancestors = jax.lax.cond(
-            self._agreed(wanted, every=False), draw, keep, population
+            any_member(wanted), draw, keep, population
         )
         return state, log_weights, lengths, position, ancestors, wanted
-
-    def _agreed(self, flag: Bool[Array, ""], *, every: bool) -> Bool[Array, ""]:
-        """The flag, or one decision for a batch of targets: whether all or any have it."""
-        if self.batch_axis is None:
-            return flag
-        reduce = jax.lax.pmin if every else jax.lax.pmax
-        return reduce(flag.astype(jnp.int32), self.batch_axis) > 0
 
     @property
     def _never_over(self) -> bool:

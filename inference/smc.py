@@ -102,9 +102,7 @@ class SMC(Algorithm):
         log_evidence = self.run_conditional(key, target, choices).log_evidence
         return jnp.where(jnp.isneginf(log_gamma), -jnp.inf, log_gamma - log_evidence)
 
-    def driver(
-        self, target: Target, retained: Choices | None = None, batch_axis: str | None = None
-    ) -> Driver:
+    def driver(self, target: Target, retained: Choices | None = None) -> Driver:
         """The particle filter on this target, step by step."""
         return Driver(
             self.n_particles,
@@ -115,19 +113,12 @@ class SMC(Algorithm):
             self.record,
             self.mapping,
             retained,
-            batch_axis,
         )
 
 
 @compiled
-def _run(
-    smc: SMC,
-    key: PRNGKeyArray,
-    target: Target,
-    retained: Choices | None,
-    batch_axis: str | None = None,
-) -> Particles:
-    driver = smc.driver(target, retained, batch_axis)
+def _run(smc: SMC, key: PRNGKeyArray, target: Target, retained: Choices | None) -> Particles:
+    driver = smc.driver(target, retained)
     population = driver.init(key)
     return driver.finish(driver.advance(key, population, jnp.int32(0), driver.length))
 
@@ -163,6 +154,6 @@ def _run_many(smc: SMC, key: PRNGKeyArray, targets: Target) -> Particles:
 
     def one(i, args, constraints):
         target = Target(targets.model, args, constraints)
-        return _run(smc, jax.random.fold_in(key, i), target, None, "targets")
+        return _run(smc, jax.random.fold_in(key, i), target, None)
 
-    return jax.vmap(one, axis_name="targets")(jnp.arange(sizes.pop()), *batched)
+    return jax.vmap(one)(jnp.arange(sizes.pop()), *batched)
