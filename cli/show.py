@@ -98,13 +98,15 @@ def report(
 
 def picture(lm: LanguageModel, particles: Particles, path: str) -> None:
     """Write the run's figure to `path`, every final particle's text beside its end."""
+    tokenizer = lm.tokenizer
+    assert tokenizer is not None  # the texts have been shown
     figure = particles.plot()
     figure.set_size_inches(13, 0.16 * particles.log_weights.shape[0] + 3.4)
     genealogy, (_, right) = figure.axes[0], figure.axes[0].get_xlim()
     weights = np.nan_to_num(np.asarray(particles.weights))
     rows, lengths = np.asarray(particles.choices["token"]), np.asarray(particles.lengths)
     for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        text = lm.tokenizer.decode([int(t) for t in row[:length]]).replace("$", r"\$")
+        text = tokenizer.decode([int(t) for t in row[:length]]).replace("$", r"\$")
         style = {"color": "#1f2328", "alpha": 1.0} if weights[i] > 0 else {"color": "#9aa0a8"}
         shown = text if len(text) <= 90 else text[:89] + "…"
         genealogy.text(right + 0.3, i, shown, fontsize=7, va="center", clip_on=False, **style)

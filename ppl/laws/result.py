@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -91,7 +92,7 @@ def decide(law: str, measure: Measure, key: PRNGKeyArray, runs: int, advice: str
     return LawResult(law, again, 4 * runs, advice, z, tuple(untested))
 
 
-def standardized(difference, standard_error, scale: float | np.ndarray = 1.0) -> np.ndarray:
+def standardized(difference, standard_error, scale: Any = 1.0) -> np.ndarray:
     """Difference / standard error; the least error is float32's accumulated rounding of `scale`."""
     floor = 4 * np.finfo(np.float32).eps * np.abs(scale)
     return np.asarray(np.asarray(difference, np.float64) / np.hypot(standard_error, floor))

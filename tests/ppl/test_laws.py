@@ -114,12 +114,15 @@ def test_generate():
     rejects(result)
 
 
+PLAIN = ppl.Request()
+
+
 class Forgetful(ppl.GenerativeFunction):
     """A program whose weight is 2% off when some sites are drawn."""
 
     inner: ppl.GenerativeFunction
 
-    def run(self, key, given, args, request=ppl.Request()):
+    def run(self, key, given, args, request=PLAIN):
         out = self.inner.run(key, given, args, request)
         wrong = jnp.zeros(()) if request.complete else jnp.log(jnp.asarray(1.02))
         return eqx.tree_at(lambda o: o.log_weight, out, out.log_weight + wrong)
