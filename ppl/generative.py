@@ -190,7 +190,9 @@ def given_masks(log_probs: Any, given: Given) -> Any:
 
 
 def _given_score(out: Outcome, given: Given) -> Float[Array, ""]:
-    return total(out.log_probs, given_masks(out.log_probs, given))
+    """Log density of the given sites; -inf if one was drawn from an empty distribution."""
+    impossible = jnp.isneginf(total(out.log_probs))
+    return jnp.where(impossible, -jnp.inf, total(out.log_probs, given_masks(out.log_probs, given)))
 
 
 def _conserved(_, log_prob, selected, active):

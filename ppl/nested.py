@@ -90,7 +90,9 @@ def normalize(target: Any, algorithm: Algorithm) -> Normalize:
 def marginal(target: Any, selection: Selection, algorithm: Algorithm) -> Marginal:
     """The law of the selected choices of a program, the others integrated out by the algorithm.
 
-    Law: exactly the program's marginal; density estimates E[w] = p(x), E[1/w | x] = 1/p(x). The
+    Law: exactly the program's marginal; density estimates E[w] = p(x) and E[1/w | x] = 1/p(x),
+    the latter times the probability that a run of the algorithm at x survives (1 unless the rest of
+    the program can make x impossible): as a proposal give it an algorithm that does not die. The
     program has to be a normalized law: constraints, an `observe` or a `factor` are an error.
     """
     target = as_target(target)

@@ -198,3 +198,13 @@ def test_an_estimated_density_needs_a_key():
     with pytest.raises(ppl.ProgramError, match="estimated.*key=key"):
         noisy.assess(choices)
     assert noisy.assess(choices, key=KEY)[0] != noisy.assess(choices, key=jax.random.key(1))[0]
+
+
+def test_an_impossible_draw_has_weight_zero():
+    @ppl.program
+    def empty(ctx):
+        ctx.sample("a", dist.Bernoulli(probs=0.5))
+        ctx.sample("b", ppl.Token(jnp.zeros(3), mask=jnp.zeros(3, bool)))
+
+    assert empty.generate(KEY, {"a": 1})[1] == -jnp.inf
+    assert empty.generate(KEY, {})[1] == -jnp.inf
