@@ -4,9 +4,11 @@ import argparse
 import re
 import time
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 from rich.console import Console
 from rich.panel import Panel
 from rich.syntax import Syntax
@@ -57,25 +59,23 @@ def run(args: argparse.Namespace) -> int:
     lm = loaded(console, "smollm2-135m-instruct")
     console.print(
         Panel(
-            Syntax(source(), "python", theme="ansi_dark"), title="the program", title_align="left"
+            Syntax(source(), "python", theme="ansi_dark", word_wrap=True),
+            title="the program",
+            title_align="left",
         )
     )
     console.print(
         f"[bold]Prompt[/bold]      {PROMPT}\n[bold]Constraint[/bold]  {RULE}\n[bold]Reward[/bold]  "
         f"    {REWARD}\n"
     )
-    story, smc = steered(
-        lm,
-        ask(lm, PROMPT, raw=False),
-        32,
-        0.8,
-        models.token_table(lm, allowed),
-        models.token_table(lm, reward),
-        ppl.Reject(),
-    )
+    prompt = ask(lm, PROMPT, raw=False)
+    allowed_table, reward_table = (models.token_table(lm, rule) for rule in (allowed, reward))
+    story, smc = steered(lm, prompt, 32, 0.8, allowed_table, reward_table, ppl.Reject())
+    unsteered = models.generation(lm, prompt, 32, temperature=0.8)
     plain = inference.Importance(smc.n_particles)
     filtered, smc_time = _runs(console, "SMC", smc, story, args.seeds)
-    drawn, plain_time = _runs(console, "plain sampling", plain, story, args.seeds)
+    drawn, plain_time = _runs(console, "plain sampling", plain, unsteered, args.seeds)
+    drawn = [weighed(particles, lm.eos, allowed_table, reward_table) for particles in drawn]
     pooled, baseline = inference.pool(*filtered), inference.pool(*drawn)
     report(console, lm, filtered, pooled, 8)
     console.print()
@@ -86,6 +86,24 @@ def run(args: argparse.Namespace) -> int:
     console.print(f"Genealogy, effective sample size and evidence of the first run: {args.picture}")
     console.print(f"Total {time.perf_counter() - started:.0f} s", highlight=False)
     return 0 if pooled.status else 1
+
+
+def weighed(
+    particles: inference.Particles, eos: int, allowed: Array, reward: Array
+) -> inference.Particles:
+    """Plain draws with the weights of the steered target: what breaks the constraint has none."""
+    tokens = particles.choices["token"]
+    written = jnp.arange(tokens.shape[1]) < particles.lengths[:, None]
+    terms = jnp.where(written, jnp.log(allowed)[tokens] + reward[tokens], 0.0)
+    ended = jnp.any((tokens == eos) & written, axis=1)
+    log_weights = jnp.where(ended, jnp.sum(terms, axis=1), -jnp.inf)
+    ess = inference.effective_sample_size(log_weights)
+    log_evidence = jax.nn.logsumexp(log_weights) - jnp.log(float(tokens.shape[0]))
+    return eqx.tree_at(
+        lambda p: (p.log_weights, p.log_evidence, p.ess),
+        particles,
+        (log_weights, log_evidence, ess),
+    )
 
 
 def _runs(console, name, algorithm, target, seeds):
