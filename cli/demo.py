@@ -15,6 +15,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from .. import inference, models, ppl
+from ..inference.particles import log_mean_exp
 from .setup import ask, cache_compilations, loaded
 from .show import evidence_line, picture, progress, report, text_table
 from .story import source, steered
@@ -98,11 +99,10 @@ def weighed(
     ended = jnp.any((tokens == eos) & written, axis=1)
     log_weights = jnp.where(ended, jnp.sum(terms, axis=1), -jnp.inf)
     ess = inference.effective_sample_size(log_weights)
-    log_evidence = jax.nn.logsumexp(log_weights) - jnp.log(float(tokens.shape[0]))
     return eqx.tree_at(
         lambda p: (p.log_weights, p.log_evidence, p.ess),
         particles,
-        (log_weights, log_evidence, ess),
+        (log_weights, log_mean_exp(log_weights), ess),
     )
 
 
