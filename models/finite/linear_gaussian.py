@@ -102,6 +102,18 @@ class LinearGaussian(eqx.Module):
             jnp.concatenate([head_covs, covs[-1:]]),
         )
 
+    def smoothed_cross(
+        self, ys: Float[Array, "T m"], observed: Bool[Array, "T"] | None = None
+    ) -> Float[Array, "T-1 n n"]:
+        """Covariance of x_t (rows) with x_{t+1} (columns) given all of y_0..y_{T-1}.
+
+        With `smoothed` the expectations that expectation-maximization needs.
+        """
+        _, means, covs = self._filter(ys, observed)
+        _, smoothed = self.smoothed(ys, observed)
+        gains = jax.vmap(lambda mean, cov: self._backward(mean, cov)[2])(means[:-1], covs[:-1])
+        return gains @ smoothed[1:]
+
     def posterior_sample(
         self, key: PRNGKeyArray, ys: Float[Array, "T m"], observed: Bool[Array, "T"] | None = None
     ) -> Float[Array, "T n"]:
