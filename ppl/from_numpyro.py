@@ -7,14 +7,14 @@ outermost, passes what it says on to the context of a program. Phan, Pradhan and
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 from numpyro.primitives import Messenger
 
 from .code import Code
@@ -23,74 +23,81 @@ from .distributions import log_density, third_party
 from .errors import ProgramError
 from .generative import PLAIN, GenerativeFunction
 from .partial import Choices
+from .program import Program
 
 
-class NumPyroModel(GenerativeFunction):
-    """A NumPyro model with its arguments; made by `ppl.from_numpyro`.
-
-    Law: the density of the choices (the latent sites) times exp(log_weight) is NumPyro's joint
-    density. The return value is a dict of the deterministic sites.
-    """
+class NumPyroModel(eqx.Module):
+    """A NumPyro function with its arguments: the first bound argument of its program."""
 
     code: Code
-    bound: tuple
+    args: tuple
     keywords: dict[str, Any]
     replicating: bool = eqx.field(static=True, default=False)
 
-    def run(self, key, given, args, request=PLAIN):
-        """See `GenerativeFunction.run`; args come after those bound."""
-        ctx = Context(key, given, request)
-        interpreter = self._interpret(ctx, key, args)
-        values = jax.tree.map(jnp.asarray, interpreter.deterministic)
-        return ctx.finish(values)
-
-    def bind(self, *args: PyTree) -> "NumPyroModel":
-        """The model with more leading args fixed; see `ppl.bind`."""
-        return dataclasses.replace(self, bound=self.bound + args)
-
-    def replicated(self) -> "NumPyroModel":
-        """The model with its observed sites drawn instead: for predictive draws."""
-        return dataclasses.replace(self, replicating=True)
-
-    def data(self, *args: PyTree) -> Choices:
-        """The values of the observed sites, by name (those made of args and data alone)."""
-        key = jax.random.key(0)
-        return self._interpret(Context(key, {}, PLAIN), key, args).observed
-
-    def _interpret(self, ctx, key, args) -> "_Interpreter":
-        interpreter = _Interpreter(ctx, key, self.replicating)
+    def interpret(self, ctx: Context, *args: PyTree) -> "_Interpreter":
+        """Run the function, its statements told to a context."""
+        interpreter = _Interpreter(ctx, self.replicating)
         with interpreter:
-            third_party(self.code.fn)(*self.bound, *args, **self.keywords)
+            third_party(self.code.fn)(*self.args, *args, **self.keywords)
         return interpreter
 
 
-def from_numpyro(model: Callable, *args: PyTree, **kwargs: PyTree) -> NumPyroModel:
-    """A NumPyro model as a generative function, with the arguments that it is called with.
+def from_numpyro(model: Callable, *args: PyTree, **kwargs: PyTree) -> Program:
+    """A NumPyro model as a program, with the arguments that it is called with.
 
     Latent sites are sites of the same name. Observed sites and `numpyro.factor` are observes: they
     are in the likelihood, so that tempering tempers them. A plate's sites are one site of the
     plate's shape. Handlers around the model (`condition`, `reparam`, `mask`, `scale`, ...) keep
     their meaning; a latent site under a mask keeps its prior (its masked part is drawn and counts
-    nowhere). The result needs no more arguments, so it stands for its own target:
+    nowhere). The return value is a dict of the deterministic sites. The program needs no more
+    arguments, so it stands for its own target:
     `inference.SMC(1000).run(key, ppl.from_numpyro(model, x, y=y))`. Arrays and floats among the
     arguments are data: new ones compile nothing.
+
+    Law: the density of the choices times exp(log_weight) is NumPyro's joint density.
 
     Errors: minibatches (`subsample_size`), `numpyro.param`, improper priors, NumPyro's `scan` and
     `cond`.
     """
-    bound, keywords = jax.tree.map(_data, (args, kwargs))
-    return NumPyroModel(Code(model), bound, keywords)
+    args, kwargs = jax.tree.map(_data, (args, kwargs))
+    return Program(Code(_interpreted), (NumPyroModel(Code(model), args, kwargs),))
+
+
+def _interpreted(ctx: Context, model: NumPyroModel, *args: PyTree) -> PyTree:
+    return model.interpret(ctx, *args).deterministic
+
+
+def replicated(program: GenerativeFunction) -> GenerativeFunction:
+    """A NumPyro model with its observed sites drawn instead; any other model as it is."""
+    if not is_numpyro(program):
+        return program
+    first, *rest = program.bound
+    return Program(program.code, (dataclasses.replace(first, replicating=True), *rest))
+
+
+def observed(program: GenerativeFunction, *args: PyTree) -> Choices:
+    """The values of a NumPyro model's observed sites, by name; nothing of any other model."""
+    if not is_numpyro(program):
+        return {}
+    model, *rest = program.bound
+    return model.interpret(Context(jax.random.key(0), {}, PLAIN), *rest, *args).observed
+
+
+def is_numpyro(program: Any) -> TypeGuard[Program]:
+    """Was this made by `from_numpyro`?"""
+    if not isinstance(program, Program) or not program.bound:
+        return False
+    return isinstance(program.bound[0], NumPyroModel)
 
 
 class _Interpreter(Messenger):
     """Tells a context what a NumPyro model says."""
 
-    def __init__(self, ctx: Context, key: Array | None, replicating: bool):
+    def __init__(self, ctx: Context, replicating: bool):
         super().__init__()
-        self.ctx, self.key, self.replicating = ctx, key, replicating
+        self.ctx, self.replicating = ctx, replicating
         self.deterministic: dict[str, Any] = {}
         self.observed: dict[str, Any] = {}
-        self.keys = 0
 
     def process_message(self, msg: Any) -> None:
         """Answer one statement of the model; handlers inside have had their say."""
@@ -99,9 +106,10 @@ class _Interpreter(Messenger):
             self._sample(name, msg)
         elif kind == "deterministic":
             self.deterministic[name] = msg["value"]
-        elif kind == "prng_key" and self.key is not None:
-            self.keys += 1
-            msg["value"] = jax.random.fold_in(self.key, self.keys)
+        elif kind == "prng_key":
+            raise ProgramError(
+                "numpyro.prng_key draws what is no site of the model: draw it with numpyro.sample"
+            )
         elif kind == "plate":
             size, part = msg["args"]
             if part is not None and part != size:
@@ -171,4 +179,6 @@ def _unmasked(fn: Any) -> Any:
 
 
 def _data(x: Any) -> Any:
-    return jnp.asarray(x) if isinstance(x, (float, np.ndarray, np.generic)) else x
+    if isinstance(x, float):
+        return jnp.asarray(x, dtype=float)
+    return jnp.asarray(x) if isinstance(x, (np.ndarray, np.generic)) else x

@@ -13,7 +13,7 @@ from ...ppl.target import Target
 from ..annealing.adaptive import conditional_ess
 from ..resampling import effective_sample_size
 from .cloud import Cloud
-from .stages import AdaptiveStages, FixedStages, Stages, largest
+from .stages import AdaptiveStages, FixedStages, Stages, limit
 from .traces import log_likelihood
 
 
@@ -69,7 +69,7 @@ def next_exponent(
         size = effective_sample_size(log_weights + increments)
         return size >= stages.ess.astype(size.dtype) * effective_sample_size(log_weights)
 
-    found = largest(fits, start)
+    found = limit(fits, start)
     # Where even the least step is too much the step is the least there is.
     info = jnp.finfo(start.dtype)
     least = jnp.minimum(start + 2 * info.eps * start + info.tiny, 1)

@@ -26,7 +26,7 @@ from ..population import nan_flags, set_row, site_names
 from ..resampling import Resampler, Systematic, effective_sample_size, is_dead
 from .cloud import NO_CONDITIONAL, Tuning, thrown
 from .mover import Mover
-from .stages import AdaptiveStages, FixedStages, Stages, as_stages, largest
+from .stages import AdaptiveStages, FixedStages, Stages, as_stages, limit
 from .traces import draw, length, log_likelihood
 from .waste_free import thinned
 from .wrapped import as_proposal, proposed
@@ -37,8 +37,8 @@ class Persistent(Algorithm):
 
     `n_particles` are drawn at each stage, so that the result has n_particles (stages + 1), the
     prior's draws first; with `AdaptiveStages` n_particles (max_stages + 1), those of unused stages
-    with weight zero. `AdaptiveStages(ess=a)` takes the largest exponent at which the whole ensemble
-    has an effective size of a n_particles; a may be above 1 (the sampler then stays at an exponent
+    with weight zero. `AdaptiveStages(ess=a)` takes the exponent at which the whole ensemble has
+    an effective size of a n_particles; a may be above 1 (the sampler then stays at an exponent
     until it has collected enough). Memory grows with the number of stages.
 
     Law: consistent; Z-hat is not unbiased, because earlier estimates are in the mixture's weights.
@@ -182,7 +182,7 @@ def _adapted(
         start = ensemble.exponent
         whole = jnp.ones_like(start)
         last = ensemble.count >= stages.max_stages
-        exponent = jnp.where(last, whole, largest(fits, start))
+        exponent = jnp.where(last, whole, limit(fits, start))
         new = _stage(sampler, mover, key, ensemble, path, exponent)
         status = new.status.then(last & ~fits(whole), BUDGET, ensemble.count)
         return replace(new, status=status)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from ...ppl.code import Code
 from ...ppl.compiled import compiled
 from ...ppl.errors import ProgramError
-from ...ppl.from_numpyro import NumPyroModel
+from ...ppl.from_numpyro import observed, replicated
 from ...ppl.partial import Choices, Given, Partial, as_given, prune
 from ...ppl.target import Target, as_target
 from ..particles import Particles
@@ -88,9 +88,7 @@ def predictive_check(
 
 @compiled
 def _predict(key: PRNGKeyArray, draws: Choices | None, target: Target, n: int) -> Predictive:
-    model = target.model
-    model = model.replicated() if isinstance(model, NumPyroModel) else model
-    fixed = as_given(target.constraints)
+    model, fixed = replicated(target.model), as_given(target.constraints)
 
     def one(i, choices):
         given = {} if choices is None else prune(_free(as_given(choices), fixed))
@@ -105,8 +103,7 @@ def _predict(key: PRNGKeyArray, draws: Choices | None, target: Target, n: int) -
 
 @compiled
 def _check(statistic: Code, new: Predictive, target: Target) -> Check:
-    model = target.model
-    data = model.data(*target.args) if isinstance(model, NumPyroModel) else {}
+    data = observed(target.model, *target.args)
 
     def number(x):
         x = jnp.asarray(x)
@@ -121,10 +118,10 @@ def _check(statistic: Code, new: Predictive, target: Target) -> Check:
             )
         return number(statistic({**given, **data}))
 
-    observed = jax.vmap(old)(new.given)
-    replicated = jax.vmap(lambda c: number(statistic(c)))(new.choices)
-    higher = jnp.where(replicated > observed, 1.0, jnp.where(replicated == observed, 0.5, 0.0))
-    return Check(observed, replicated, jnp.mean(higher, axis=0))
+    seen = jax.vmap(old)(new.given)
+    drawn = jax.vmap(lambda c: number(statistic(c)))(new.choices)
+    higher = jnp.where(drawn > seen, 1.0, jnp.where(drawn == seen, 0.5, 0.0))
+    return Check(seen, drawn, jnp.mean(higher, axis=0))
 
 
 def _free(choices: Given, fixed: Given) -> Any:

@@ -130,11 +130,11 @@ class Exponents(FixedStages):
 
 
 class AdaptiveStages(Stages):
-    """Each exponent the largest that keeps the effective sample size, by bisection.
+    """Each exponent where the effective sample size falls to a limit, by bisection.
 
-    - `ess`: the fraction of its effective sample size that the population may keep at least in a
-      stage (`Persistent`: of the number of particles of one stage). 0.5 by default.
-    - `cess`: instead of it, the least conditional ESS over N, which does not depend on whether the
+    - `ess`: the fraction of its effective sample size that the population keeps in a stage
+      (`Persistent`: of the number of particles of one stage). 0.5 by default.
+    - `cess`: instead of it, the conditional ESS over N, which does not depend on whether the
       population was resampled.
     - `max_stages`: where they do not suffice the last stage goes to 1 in one step, so that the
       weights still are the target's, and the status is BUDGET.
@@ -160,10 +160,13 @@ class AdaptiveStages(Stages):
         return self.max_stages
 
 
-def largest(
+def limit(
     fits: Callable[[Float[Array, ""]], Bool[Array, ""]], start: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """The largest exponent in [start, 1] that fits, by bisection; `start` if none above it does."""
+    """Where an exponent in [start, 1] ceases to fit, by bisection, and just above; 1 if it fits.
+
+    Above, so that a resampler of the same threshold resamples there.
+    """
     one = jnp.ones_like(start)
 
     def halve(_, bounds):
@@ -172,8 +175,8 @@ def largest(
         good = fits(middle)
         return jnp.where(good, middle, low), jnp.where(good, high, middle)
 
-    low, _ = jax.lax.fori_loop(0, _HALVINGS, halve, (start, one))
-    return jnp.where(fits(one), one, low)
+    _, high = jax.lax.fori_loop(0, _HALVINGS, halve, (start, one))
+    return jnp.where(fits(one), one, high)
 
 
 def as_stages(x: Any) -> Stages:

@@ -26,7 +26,7 @@ class Proposed(GenerativeFunction):
 
     The density of what q draws counts as score and gamma / q as likelihood: the target is the
     same, and tempered it is q^(1 - beta) gamma^beta where q draws every free site. Sites that q
-    does not name keep the model's law.
+    does not name keep the model's law. Kernels in coordinates need q's supports to be the model's.
     """
 
     target: Target
@@ -48,7 +48,7 @@ class Proposed(GenerativeFunction):
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         mine = prune(walk(lambda _, lp, node: node, names.log_probs, given))
         draft = self.proposal.run(keys[0], mine, bound, quiet)
-        out = self.target.model.run(keys[1], overlay(as_given(draft.choices), given), args, request)
+        out = self.target.model.run(keys[1], overlay(given, as_given(draft.choices)), args, request)
         log_likelihood = likelihood(out, fixed)
         # What the model does not reach is a draw that counts nowhere.
         log_q = walk(_where_active, draft.log_probs, out.active)
@@ -58,7 +58,10 @@ class Proposed(GenerativeFunction):
             more = (self.target.exponent.astype(log_likelihood.dtype) - 1) * log_likelihood
             log_weight = log_weight + more
         nothing = jnp.isneginf(jnp.stack([total(log_p), total(log_q), log_likelihood]))
-        log_weight = jnp.where(jnp.any(nothing), -jnp.inf, log_weight)
+        # A kernel's coordinates may stand for another value in q than in the model.
+        same = walk(_close, draft.log_probs, draft.choices, out.choices, out.active)
+        nothing = jnp.any(nothing) | ~jax.tree.reduce(jnp.logical_and, same, jnp.ones((), bool))
+        log_weight = jnp.where(nothing, -jnp.inf, log_weight)
         return eqx.tree_at(
             lambda o: (o.log_probs, o.log_weight),
             out,
@@ -181,6 +184,14 @@ def _shifted(
     gone = jnp.isneginf(log_likelihood)
     moved = log_weight - jnp.where(gone, 0.0, log_likelihood) + allowed
     return jnp.where(gone, -jnp.inf, moved)
+
+
+def _close(_, log_prob, drawn, taken, active):
+    def leaf(a, b):
+        near = jnp.isclose(a, b, rtol=1e-4) if jnp.issubdtype(a.dtype, jnp.inexact) else a == b
+        return jnp.all(near if active is None else where_leading(~active, True, near))
+
+    return jax.tree.map(leaf, drawn, taken)
 
 
 def _where_active(_, log_prob, active):

@@ -9,9 +9,9 @@ from jaxtyping import Array, Bool
 from oracles import tiny_models as tiny
 
 from feynkac import inference, ppl
-from feynkac.inference import MH, Kernel, samplers
+from feynkac.inference import MH, Kernel, Repeat, samplers
 from feynkac.inference.mcmc.kernel import Chain
-from feynkac.inference.samplers import Exponents
+from feynkac.inference.samplers import Exponents, Power
 from feynkac.ppl import dist
 from feynkac.ppl.laws.nested_density import nested_density
 from feynkac.ppl.laws.proper_weighting import weighting
@@ -158,3 +158,56 @@ def test_an_irreversible_kernel_is_reversed(exact):
     kernel = inference.mcmc.Sequence(parts)
     sampler = samplers.Tempered(2, kernel, Exponents(LAST), tiny.resampler(inference.SSP, 1.0))
     nested_density(KEY, sampler, exact.target, runs=2**14).check()
+
+
+CONSISTENT = {
+    "persistent": lambda wrong: samplers.Persistent(200, Flawed(wrong), LAST),
+    "adaptive-persistent": lambda wrong: samplers.Persistent(
+        200, Flawed(wrong), samplers.AdaptiveStages(ess=1.5, max_stages=6)
+    ),
+    "nested": lambda wrong: samplers.NestedSampling(
+        100, Repeat(Flawed(wrong), 10), 10, max_batches=100
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONSISTENT)
+def test_consistent_samplers(name, exact):
+    """Biased by about 1/N, far below the error of so many runs; plateaus, modes and zeros."""
+    runs = 200
+
+    @jax.jit
+    def several(sampler, keys):
+        def one(key):
+            p = sampler.run(key, exact.target)
+            mean = p.expectation(lambda c: jnp.stack([c["b"], *(c["k"] == i for i in range(4))]))
+            return jnp.concatenate([jnp.exp(p.log_evidence - exact.log_evidence)[None], mean])
+
+        return jax.vmap(one)(keys)
+
+    want = exact.expectation(lambda c: jnp.stack([c["b"], *(c["k"] == i for i in range(4))]))
+    want = np.concatenate([[1.0], want])
+    keys = jax.random.split(KEY, runs)
+
+    def z(wrong):
+        values = np.asarray(several(CONSISTENT[name](wrong), keys), np.float64)
+        error = np.maximum(values.std(0, ddof=1) / np.sqrt(runs), 1e-6)
+        return np.abs((values.mean(0) - want) / error)
+
+    assert z(False).max() < 4, z(False)
+    assert z(True).max() > 6
+
+
+@pytest.mark.slow
+def test_the_error_that_one_run_claims(exact):
+    """Of log Z, by waste-free sampling and by nested sampling, against the spread of many runs."""
+    for sampler in (
+        samplers.WasteFree(400, Flawed(False), 40, Power(5, 2.0)),
+        samplers.NestedSampling(60, Repeat(Flawed(False), 10), 6, max_batches=80),
+    ):
+        many = jax.jit(jax.vmap(lambda key, s=sampler: s.measured(key, exact.target)))
+        result = many(jax.random.split(KEY, 128))
+        spread = np.asarray(result.particles.log_evidence).std(ddof=1)
+        claimed = np.asarray(result.log_evidence_error)
+        assert 0.75 < np.sqrt((claimed**2).mean()) / spread < 1.33
