@@ -2,11 +2,13 @@
 
 from ..ppl.status import InferenceError as InferenceError
 from ..ppl.status import Status as Status
+from . import annealing as annealing
 from . import exact as exact
 from . import mcmc as mcmc
 from .checkpoint import CheckpointError as CheckpointError
 from .chunks import run_in_chunks as run_in_chunks
 from .importance import Importance as Importance
+from .lookahead import Lookahead as Lookahead
 from .mapping import Chunked as Chunked
 from .mapping import Mapping as Mapping
 from .mapping import Sharded as Sharded
@@ -16,12 +18,15 @@ from .mcmc import Kernel as Kernel
 from .mcmc import Repeat as Repeat
 from .particles import Particles as Particles
 from .pooling import pool as pool
+from .power import Power as Power
 from .record import Record as Record
 from .resampling import SSP as SSP
 from .resampling import Killing as Killing
 from .resampling import Multinomial as Multinomial
 from .resampling import Resampler as Resampler
 from .resampling import Residual as Residual
+from .resampling import Soft as Soft
+from .resampling import StopGradient as StopGradient
 from .resampling import Stratified as Stratified
 from .resampling import Systematic as Systematic
 from .resampling import effective_sample_size as effective_sample_size

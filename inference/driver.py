@@ -5,6 +5,7 @@ with adaptive resampling; with a retained particle, conditional SMC (Andrieu, Do
 2010) for any unbiased resampler.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -19,6 +20,7 @@ from ..ppl.partial import Choices, Given, where_leading
 from ..ppl.state_space import check_names
 from ..ppl.status import DEAD, NAN, UNSUPPORTED, Status
 from ..ppl.target import Target
+from .annealing import Annealing, Weighted
 from .mapping import Mapping
 from .mcmc.kernel import Kernel
 from .particles import Particles, log_mean_exp, trace_back
@@ -27,8 +29,10 @@ from .record import Record
 from .rejuvenate import past, rejuvenate
 from .resampling import Resampler, effective_sample_size, is_dead
 
+# What resampling rearranges. The store is not among it: a branch would copy what it hands through.
+_MOVING = ("state", "log_weights", "lengths", "log_potential", "log_priority", "position")
 # Keys of a step beside those of its particles, which are 0 to n - 1.
-_RESAMPLE, _KERNEL = 0xFFFFFFFF, 0xFFFFFFFE
+_RESAMPLE, _KERNEL, _TWIST = 0xFFFFFFFF, 0xFFFFFFFE, 0xFFFFFFFD
 
 
 class Driver(eqx.Module):
@@ -38,6 +42,7 @@ class Driver(eqx.Module):
     target: Target
     fk: FeynmanKac
     resampler: Resampler | None
+    annealing: Annealing | None
     kernel: Kernel | None
     record: Record
     mapping: Mapping
@@ -67,6 +72,8 @@ class Driver(eqx.Module):
         row = jax.eval_shape(self._first_row, key, moved.state)
         check_names(moved.log_probs, row[1])
         sites = (*site_names(moved.log_probs), *site_names(row[1]), "an observe or factor")
+        if self.fk.twist is not None:
+            sites = (*sites, "the twist")
         status = self._checked(Status.ok(sites), moved, moved.log_potential, position, -1)
         ess, log_evidence = (
             effective_sample_size(moved.log_potential),
@@ -74,9 +81,13 @@ class Driver(eqx.Module):
         )
         history = jnp.full(self.length + 1, jnp.nan, ess.dtype)
         identity = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (self.length, n))
-        return Population(
+        log_weights = moved.log_potential
+        population = Population(
             state=moved.state,
-            log_weights=moved.log_potential,
+            log_weights=log_weights,
+            log_priority=None if self._plain else jnp.zeros_like(log_weights),
+            log_potential=None if self.annealing is None else log_weights,
+            exponents=None if self.annealing is None else jnp.ones_like(history),
             lengths=jnp.zeros(n, jnp.int32),
             position=position,
             status=status,
@@ -89,6 +100,7 @@ class Driver(eqx.Module):
             log_evidence_history=history.at[0].set(log_evidence),
             acceptance=jnp.full(self.length, jnp.nan, ess.dtype),
         )
+        return self._prioritized(jax.random.fold_in(key, 0), population, jnp.int32(0))
 
     def advance(
         self, key: PRNGKeyArray, population: Population, start: Int[Array, ""], steps: int
@@ -141,6 +153,11 @@ class Driver(eqx.Module):
         initial, store = past(population.initial, population.store, lineage)
         choices = {**initial.get("choices", {}), **store.get("choices", {})}
         done_at = jnp.isnan(population.log_evidence_history)
+        log_evidence_history = jnp.where(done_at, log_evidence, population.log_evidence_history)
+        log_evidence_history = log_evidence_history.at[-1].set(log_evidence)
+        if self.annealing is not None and not self.annealing.keeps_target:
+            log_evidence = jnp.full_like(log_evidence, jnp.nan)
+            log_evidence_history = jnp.full_like(log_evidence_history, jnp.nan)
         return Particles(
             choices=choices,
             log_weights=log_weights,
@@ -150,9 +167,8 @@ class Driver(eqx.Module):
             ancestors=population.ancestors,
             resampled=population.resampled,
             ess_history=jnp.where(done_at, ess, population.ess_history).at[-1].set(ess),
-            log_evidence_history=jnp.where(done_at, log_evidence, population.log_evidence_history)
-            .at[-1]
-            .set(log_evidence),
+            log_evidence_history=log_evidence_history,
+            exponents=population.exponents,
             acceptance=population.acceptance,
             lengths=population.lengths,
             position=population.position,
@@ -162,9 +178,8 @@ class Driver(eqx.Module):
 
     def _step(self, key, population, t, fixed: Given, retained: Given | None) -> Population:
         # Particle i has fold_in(key, i): on a CPU a hash costs as much as fifty array operations.
-        state, log_weights, lengths, position, ancestors, resampled = self._resample(
-            key, population
-        )
+        population, ancestors, resampled = self._resample(key, population)
+        log_weights, position = population.log_weights, population.position
 
         def move(i, state):
             here = None if retained is None else Retained(retained, i == position)
@@ -172,15 +187,19 @@ class Driver(eqx.Module):
                 jax.random.fold_in(key, i), fixed, state, t, here
             ), ~self.fk.model.finished(state)
 
-        moved, active = self.mapping.over(move, jnp.arange(self.n_particles), state)
+        moved, active = self.mapping.over(move, jnp.arange(self.n_particles), population.state)
         alive = ~jnp.isneginf(log_weights)
         # A weight of zero stays zero, even where what follows from the impossible is NaN.
         log_weights = jnp.where(alive, log_weights + moved.log_potential, -jnp.inf)
         status = self._checked(population.status, moved, log_weights, position, t, alive)
+        potential = population.log_potential
         population = Population(
             state=moved.state,
             log_weights=log_weights,
-            lengths=lengths + active.astype(jnp.int32),
+            log_priority=population.log_priority,
+            log_potential=None if potential is None else potential + moved.log_potential,
+            exponents=population.exponents,
+            lengths=population.lengths + active.astype(jnp.int32),
             position=position,
             status=status,
             initial=population.initial,
@@ -194,59 +213,103 @@ class Driver(eqx.Module):
             ),
             acceptance=population.acceptance,
         )
-        if self.kernel is None:
+        if self.kernel is not None:
+            key_kernel = jax.random.fold_in(key, _KERNEL)
+            population = rejuvenate(
+                key_kernel, self.kernel, self.target, self.mapping, population, t
+            )
+        return self._prioritized(key, population, t + 1)
+
+    @property
+    def _plain(self) -> bool:
+        """Are particles resampled by their weights?"""
+        return self.annealing is None and self.fk.twist is None
+
+    def _prioritized(self, key, population: Population, t) -> Population:
+        """What the population is resampled by next, after t steps."""
+        if self._plain:
             return population
-        key = jax.random.fold_in(key, _KERNEL)
-        return rejuvenate(key, self.kernel, self.target, self.mapping, population, t)
+        log_weights = log_priority = population.log_weights
+        alive, exponents, status = (
+            ~jnp.isneginf(log_weights),
+            population.exponents,
+            population.status,
+        )
+        if self.annealing is not None and exponents is not None:
+            weighted = Weighted(log_weights, population.log_potential, population.log_priority)
+            log_priority, exponent = self.annealing.priority(weighted, t, self.length)
+            exponents = exponents.at[t].set(exponent)
+        if self.fk.twist is not None:
+            key = jax.random.fold_in(key, _TWIST)
+
+            def psi(i, state):
+                return self.fk.log_psi(jax.random.fold_in(key, i), state, t)
+
+            log_psi = self.mapping.over(psi, jnp.arange(self.n_particles), population.state)
+            log_psi = log_psi.astype(log_weights.dtype)
+            wrong = jnp.any(alive & (jnp.isnan(log_psi) | jnp.isposinf(log_psi)))
+            status = status.then(wrong, NAN, t - 1, len(status.sites) - 1)
+            log_priority = self.fk.twist.mixed(log_weights, log_priority + log_psi)
+        log_priority = jnp.where(alive, log_priority, -jnp.inf)
+        ess_history = population.ess_history.at[t].set(effective_sample_size(log_priority))
+        return replace(
+            population,
+            log_priority=log_priority,
+            exponents=exponents,
+            status=status,
+            ess_history=ess_history,
+        )
 
     def _resample(self, key, population: Population):
-        """Particles, weights and ancestors after the one decision for the population."""
+        """The population after the one decision for it, its ancestors and the decision."""
         n = self.n_particles
         identity = jnp.arange(n, dtype=jnp.int32)
-        kept = (
-            population.state,
-            population.log_weights,
-            population.lengths,
-            population.position,
-            identity,
-        )
         if self.resampler is None:
-            return (*kept, jnp.zeros((), bool))
+            return population, identity, jnp.zeros((), bool)
         resampler = self.resampler
-        wanted = resampler.needed(population.log_weights) & ~self._all_done(population)
+        drawn_by = population.priority
+        wanted = resampler.needed(drawn_by) & ~self._all_done(population)
 
-        def draw(population):
+        def draw(moving):
+            log_weights, position = moving["log_weights"], moving["position"]
             key_draw = jax.random.fold_in(key, _RESAMPLE)  # hashed only when needed
+            log_selection = resampler.selection(drawn_by)
             if self.retained is None:
-                ancestors, position = (
-                    resampler.ancestors(key_draw, population.log_weights),
-                    population.position,
-                )
+                ancestors = resampler.ancestors(key_draw, log_selection)
             else:
-                ancestors, position = resampler.conditional(
-                    key_draw, population.log_weights, population.position
-                )
+                ancestors, new = resampler.conditional(key_draw, log_selection, position)
+                position = jnp.where(wanted, new, position)
             # In a batch of runs all come here if any member wants it; the others keep theirs.
             ancestors = jnp.where(wanted, ancestors, identity)
-            position = jnp.where(wanted, position, population.position)
-            state, lengths = jax.tree.map(
-                lambda x: x[ancestors], (population.state, population.lengths)
-            )
-            level = log_mean_exp(population.log_weights)
-            log_weights = jnp.where(wanted, level, population.log_weights)
-            return self.mapping.place((state, log_weights, lengths)), position, ancestors
+            level = log_mean_exp(log_selection)
 
-        def keep(population):
-            return (
-                (population.state, population.log_weights, population.lengths),
-                population.position,
-                identity,
-            )
+            def after(log_weights):
+                """Divided by what the particle was selected by."""
+                if self._plain and log_selection is drawn_by:
+                    return jnp.where(wanted, level, log_weights)
+                left = (log_weights - log_selection)[ancestors]
+                return jnp.where(wanted, level + left, log_weights)
 
-        (state, log_weights, lengths), position, ancestors = jax.lax.cond(
-            any_member(wanted), draw, keep, population
-        )
-        return state, log_weights, lengths, position, ancestors, wanted
+            if self.annealing is None or self.annealing.keeps_target:
+                log_weights = after(log_weights)
+            else:
+                log_weights = jnp.where(wanted, log_mean_exp(log_weights), log_weights)
+            copied = {name: moving[name] for name in ("state", "lengths", "log_potential")}
+            copied = jax.tree.map(lambda x: x[ancestors], copied)
+            priority = moving["log_priority"]
+            new = {
+                **self.mapping.place({**copied, "log_weights": log_weights}),
+                "log_priority": None if priority is None else after(priority),
+                "position": position,
+            }
+            return new, ancestors
+
+        def keep(moving):
+            return moving, identity
+
+        moving = {name: getattr(population, name) for name in _MOVING}
+        moving, ancestors = jax.lax.cond(any_member(wanted), draw, keep, moving)
+        return replace(population, **moving), ancestors, wanted
 
     @property
     def _never_over(self) -> bool:
@@ -300,10 +363,10 @@ class Driver(eqx.Module):
             terms = jax.tree.map(lambda x: where_leading(alive, x, jnp.zeros_like(x)), terms)
         flags = nan_flags(*terms)
         names = site_names(moved.log_probs)
-        offset = 0 if first else len(status.sites) - 1 - len(names)
-        last = jnp.int32(len(status.sites) - 1)
+        last = len(status.sites) - (1 if self.fk.twist is None else 2)
+        offset = 0 if first else last - len(names)
         worst = jnp.argmax(flags).astype(jnp.int32)
-        site = jnp.where(worst == len(names), last, worst + offset)
+        site = jnp.where(worst == len(names), jnp.int32(last), worst + offset)
         status = status.then(jnp.any(jnp.isnan(log_weights)), NAN, t, site)
         if self.retained is not None:
             status = status.then(

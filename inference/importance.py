@@ -24,7 +24,7 @@ class Importance(Algorithm):
     @property
     def smc(self) -> SMC:
         """The same as a particle filter."""
-        return SMC(self.n_particles, None, self.proposal, None, self.record, self.mapping)
+        return SMC(self.n_particles, None, self.proposal, record=self.record, mapping=self.mapping)
 
     def run(self, key, target, *, throw=False):
         """The weighted population; see `SMC.run`."""

@@ -27,13 +27,14 @@ class Particles(eqx.Module):
     - `choices`: leading axis N. Sites of steps then have the time axis; steps after a finish hold
       zeros.
     - `log_weights` [N], nats: they carry the evidence so far, so that
-      `log_evidence == logsumexp(log_weights) - log N` always.
+      `log_evidence == logsumexp(log_weights) - log N` always (of a heuristic it is NaN).
     - `log_evidence`: log Z-hat; Z-hat is unbiased (its logarithm is not: it is low by about half
       its variance).
     - `ess`: effective sample size of the weights. `ess_history`, `log_evidence_history` [length +
       1]: after init and after each step, before the next resampling.
     - `ancestors` [length, N]: parent of particle i at step t, an index into the population before
       it; identity where no resampling took place. `resampled` [length] says where it did.
+    - `exponents` [length + 1]: those of the annealing, None without one.
     - `lengths` [N]: steps until done. `state`: final states without hot parts. `record`: see
       `Record`.
     - `acceptance` [length]: mean acceptance rate of the rejuvenation kernel, NaN without one.
@@ -53,6 +54,7 @@ class Particles(eqx.Module):
     resampled: Bool[Array, "*batch steps"]
     ess_history: Float[Array, "*batch moves"]
     log_evidence_history: Float[Array, "*batch moves"]
+    exponents: Float[Array, "*batch moves"] | None
     acceptance: Float[Array, "*batch steps"]
     lengths: Int[Array, "*batch n"]
     position: Int[Array, "*batch"]

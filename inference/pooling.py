@@ -34,6 +34,7 @@ def pool(*populations: Particles) -> Particles:
         )
 
     log_weights = joined("log_weights")
+    heuristic = jnp.any(jnp.isnan(jnp.stack([p.log_evidence for p in populations])))
     evidence = jnp.stack([p.log_evidence_history for p in populations])
     ess = jnp.stack([p.ess_history for p in populations])
     ancestors = jnp.concatenate(
@@ -43,13 +44,14 @@ def pool(*populations: Particles) -> Particles:
     return Particles(
         choices=joined("choices"),
         log_weights=log_weights,
-        log_evidence=log_mean_exp(log_weights),
+        log_evidence=jnp.where(heuristic, jnp.nan, log_mean_exp(log_weights)),
         ess=effective_sample_size(log_weights),
         status=functools.reduce(_first_failure, [p.status for p in populations]),
         ancestors=ancestors,
         resampled=jnp.any(jnp.stack([p.resampled for p in populations]), axis=0),
         ess_history=_pooled_ess(evidence, ess),
         log_evidence_history=jax.vmap(log_mean_exp, in_axes=1)(evidence),
+        exponents=None,
         acceptance=jnp.mean(jnp.stack([p.acceptance for p in populations]), axis=0),
         lengths=joined("lengths"),
         position=jnp.int32(-1),

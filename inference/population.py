@@ -16,11 +16,15 @@ class Population(eqx.Module):
 
     `store` holds what `Record` keeps: of init [N, ...], and of the steps [length, N, ...] as made;
     `pointers` are the indices that read it back along lineages. They equal `ancestors` unless a
-    kernel rewrote the past.
+    kernel rewrote the past. `log_priority` is what is resampled by, None for the weights;
+    `log_potential` and `exponents` [length + 1] are what an annealing needs (see `Weighted`).
     """
 
     state: PyTree
     log_weights: Float[Array, "n"]
+    log_priority: Float[Array, "n"] | None
+    log_potential: Float[Array, "n"] | None
+    exponents: Float[Array, "moves"] | None
     lengths: Int[Array, "n"]
     position: Int[Array, ""]
     status: Status
@@ -32,6 +36,11 @@ class Population(eqx.Module):
     ess_history: Float[Array, "moves"]
     log_evidence_history: Float[Array, "moves"]
     acceptance: Float[Array, "steps"]
+
+    @property
+    def priority(self) -> Float[Array, "n"]:
+        """Log priorities for resampling."""
+        return self.log_weights if self.log_priority is None else self.log_priority
 
 
 def set_row(buffer: PyTree, t: Int[Array, ""], row: PyTree) -> PyTree:

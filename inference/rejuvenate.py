@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from ..ppl.generative import likelihood
 from ..ppl.hot import drop_hot
-from ..ppl.partial import total
+from ..ppl.partial import as_given, total
 from ..ppl.target import Target
 from ..ppl.trace import Trace
 from .mapping import Mapping
@@ -45,13 +46,13 @@ def rejuvenate(
         population.initial, population.store, trace_back(population.pointers, identity)
     )
 
-    def move(i, initial, store, state):
+    def traced(initial, store, state):
         first, later = (
             {k: part[k] for k in ("choices", "log_probs", "active", "log_weight")}
             for part in (initial, store)
         )
         log_probs = {**first["log_probs"], **later["log_probs"]}
-        trace = Trace(
+        return Trace(
             choices={**first["choices"], **later["choices"]},
             score=total(log_probs),
             log_weight=first["log_weight"] + jnp.sum(later["log_weight"]),
@@ -59,10 +60,14 @@ def rejuvenate(
             log_probs=log_probs,
             active={**first["active"], **later["active"]},
         )
+
+    traces = jax.vmap(traced)(initial, store, population.state)
+
+    def move(i, trace, state):
         chain = Chain(trace, state, jnp.zeros(()))
         return kernel.move(jax.random.fold_in(key, i), target, chain, t + 1)
 
-    chain = mapping.over(move, identity, initial, store, population.state)
+    chain = mapping.over(move, identity, traces, population.state)
     new = chain.trace
 
     def parts(tree):
@@ -83,9 +88,21 @@ def rejuvenate(
         **{field: pair[1] for field, pair in split.items()},
         "log_weight": weights,
     }
-    steps = population.pointers.shape[0]
+    steps, potential = population.pointers.shape[0], population.log_potential
+    if potential is not None:
+        fixed = as_given(target.constraints)
+        old = jax.vmap(lambda trace: likelihood(trace, fixed))(traces)
+        potential = potential + jax.vmap(lambda trace: likelihood(trace, fixed))(new) - old
     return eqx.tree_at(
-        lambda p: (p.state, p.initial, p.store, p.pointers, p.acceptance, p.lengths),
+        lambda p: (
+            p.state,
+            p.initial,
+            p.store,
+            p.pointers,
+            p.acceptance,
+            p.lengths,
+            p.log_potential,
+        ),
         population,
         (
             chain.state,
@@ -94,7 +111,9 @@ def rejuvenate(
             jnp.broadcast_to(identity, (steps, n)),
             population.acceptance.at[t].set(jnp.mean(chain.acceptance)),
             _lengths(split["active"][1], population.lengths),
+            potential,
         ),
+        is_leaf=lambda x: x is None,
     )
 
 

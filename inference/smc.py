@@ -14,6 +14,8 @@ from ..ppl.feynman_kac import FeynmanKac
 from ..ppl.partial import Choices
 from ..ppl.proposal import Proposal
 from ..ppl.target import Target, as_target
+from ..ppl.twist import AbstractTwist
+from .annealing import Annealing
 from .driver import Driver
 from .mapping import Mapping, Vmap
 from .mcmc.kernel import Kernel
@@ -23,15 +25,16 @@ from .resampling import Resampler, Systematic
 
 
 class SMC(Algorithm):
-    """A particle filter, bootstrap or guided, with adaptive resampling and rejuvenation.
+    """A particle filter: bootstrap, guided, auxiliary or twisted, annealed, with rejuvenation.
 
     Law: proper weighting, E[(1/N) sum_i w_i f(x_i)] = Z E_post[f(x)], for every number of
-    particles, resampler, threshold, proposal that covers the model's support, and invariant kernel.
-    At each step, in this order: decide, resample (or not), propagate, weigh, rejuvenate, record.
-    The population is returned weighted.
+    particles, resampler, threshold, proposal that covers the model's support, twist, annealing that
+    keeps its target, and invariant kernel. At each step, in this order: decide, resample (or not),
+    propagate, weigh, rejuvenate, record. The population is returned weighted.
 
     - `resampler`: one of `Multinomial Stratified Systematic Residual SSP Killing` with its
       `ess_threshold`, or None (importance sampling).
+    - `twist`, `annealing`: resample by priorities other than the weights, which keep the target.
     - `kernel`: applied to every particle after each step, its target the steps so far; O(t) a step.
     - `record`, `mapping`: what to keep, and how to run over particles.
 
@@ -41,6 +44,8 @@ class SMC(Algorithm):
     n_particles: int = eqx.field(static=True)
     resampler: Resampler | None = eqx.field(default_factory=Systematic)
     proposal: Proposal | None = None
+    twist: AbstractTwist | None = None
+    annealing: Annealing | None = None
     kernel: Kernel | None = None
     record: Record = eqx.field(default_factory=Record.choices)
     mapping: Mapping = eqx.field(default_factory=Vmap)
@@ -107,8 +112,9 @@ class SMC(Algorithm):
         return Driver(
             self.n_particles,
             target,
-            FeynmanKac(target, self.proposal),
+            FeynmanKac(target, self.proposal, self.twist),
             self.resampler,
+            self.annealing,
             self.kernel,
             self.record,
             self.mapping,
@@ -153,7 +159,7 @@ def _run_many(smc: SMC, key: PRNGKeyArray, targets: Target) -> Particles:
         )
 
     def one(i, args, constraints):
-        target = Target(targets.model, args, constraints)
+        target = Target(targets.model, args, constraints, targets.exponent)
         return _run(smc, jax.random.fold_in(key, i), target, None)
 
     return jax.vmap(one)(jnp.arange(sizes.pop()), *batched)

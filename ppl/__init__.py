@@ -14,6 +14,8 @@ from .context import Context as Context
 from .distributions import Token as Token
 from .errors import ProgramError as ProgramError
 from .estimated import EstimatedDistribution as EstimatedDistribution
+from .experts import power as power
+from .experts import product as product
 from .generative import GenerativeFunction as GenerativeFunction
 from .generative import Outcome as Outcome
 from .generative import Request as Request
@@ -32,5 +34,7 @@ from .state_space import Reject as Reject
 from .state_space import StateSpace as StateSpace
 from .target import Target as Target
 from .trace import Trace as Trace
+from .twist import AbstractTwist as AbstractTwist
+from .twist import Twist as Twist
 
 __all__ = ["dist"]

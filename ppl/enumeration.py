@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from .compiled import compiled
 from .errors import ProgramError, site_name
-from .generative import Request, given_masks
-from .partial import Choices, Partial, as_given, as_value, total, walk, where_leading
+from .generative import Request, given_masks, likelihood
+from .partial import Choices, as_given, as_value, total, walk, where_leading
 from .target import Target, as_target
 
 LIMIT = 2**20
@@ -56,8 +56,7 @@ class ExactPosterior(eqx.Module):
         impossible. Values at instances that do not happen are ignored.
         """
         self._check_possible()
-        log_density = self.target.log_density(choices) - self.log_evidence
-        return jnp.where(self._agrees(choices), log_density, -jnp.inf)
+        return self.target.log_density(choices) - self.log_evidence
 
     def marginal(self, *path: str) -> tuple[PyTree, Float[np.ndarray, "*instances k"]]:
         """The values that the site at `path` may take, and their probabilities for each instance.
@@ -75,12 +74,6 @@ class ExactPosterior(eqx.Module):
         hit = jax.vmap(lambda v: matches(support, v, happened.ndim - 1))(value)
         hit = np.asarray(hit & happened[..., None], np.float64)
         return support, np.tensordot(np.exp(self.log_probs), hit, axes=1)
-
-    def _agrees(self, choices: Choices):
-        agree = jnp.ones((), bool)
-        for name, node in as_given(self.target.constraints).items():
-            agree = agree & _agrees(node, choices.get(name))
-        return agree
 
     def _check_possible(self):
         if not len(self.log_probs):
@@ -195,7 +188,8 @@ def _evaluate(target, instances, supports, indices):
 
         happened = walk(check, index, out.active, supports, out.support)
         everything = jnp.ones((), bool)
-        log_density = total(out.log_probs) + out.log_weight
+        whole = total(out.log_probs) + out.log_weight
+        log_density = target.raised(whole, likelihood(out, constraints))
         return (
             out.choices,
             happened,
@@ -263,18 +257,3 @@ def at_path(tree: Any, path: tuple[str, ...]) -> Any:
     for name in path:
         tree = tree.get(name) if isinstance(tree, dict) else None
     return tree
-
-
-def _agrees(constraint: Any, choices: Any):
-    """Where both have values: are they the same?"""
-    if isinstance(constraint, dict):
-        agree = jnp.ones((), bool)
-        for name, node in constraint.items():
-            agree = agree & _agrees(node, choices.get(name) if isinstance(choices, dict) else None)
-        return agree
-    if choices is None or isinstance(choices, Partial):
-        return jnp.ones((), bool)
-    same = constraint.value == choices
-    if constraint.mask is not None:
-        same = where_leading(~constraint.mask, jnp.ones_like(same), same)
-    return jnp.all(same)

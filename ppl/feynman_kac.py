@@ -1,9 +1,9 @@
 """The Feynman-Kac view of a target: transition kernels and log potentials for one particle.
 
-With the model's own draws this is the bootstrap filter, with a `Proposal` the guided filter
-(Chopin and Papaspiliopoulos 2020, chapter 10). A potential is the density of what the model was
-made to take (constraints, observations, factors, proposed sites) over the density of what was
-proposed.
+With the model's own draws this is the bootstrap filter, with a `Proposal` the guided filter, with
+a `Twist` the auxiliary or twisted filter (Chopin and Papaspiliopoulos 2020, chapter 10). A
+potential is the density of what the model was made to take (constraints, observations, factors,
+proposed sites) over the density of what was proposed.
 """
 
 from typing import Any
@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .errors import ProgramError
-from .generative import GenerativeFunction, Outcome, given_masks
+from .generative import GenerativeFunction, Outcome, likelihood
 from .partial import Choices, Given, Partial, as_given, overlay, prune, spelled, total, walk
 from .proposal import Proposal
 from .state_space import StateSpace
 from .target import Target
+from .twist import AbstractTwist
 
 
 class Moved(eqx.Module):
@@ -55,6 +56,7 @@ class FeynmanKac(eqx.Module):
 
     target: Target
     proposal: Proposal | None = None
+    twist: AbstractTwist | None = None
 
     @property
     def model(self) -> StateSpace:
@@ -72,7 +74,8 @@ class FeynmanKac(eqx.Module):
         def model(key, given):
             return self.model.start(key, given, self.target.args)
 
-        return _move(model, self.proposal and self.proposal.init, key, given, args, retained)
+        proposal = self.proposal and self.proposal.init
+        return _move(self.target, model, proposal, key, given, args, retained)
 
     def step(
         self,
@@ -88,7 +91,8 @@ class FeynmanKac(eqx.Module):
             return self.model.advance(key, given, state, t, self.target.args)
 
         args = (state, t, *self._bound(), *self.model.bound, *self.target.args)
-        moved = _move(model, self.proposal and self.proposal.step, key, given, args, retained)
+        proposal = self.proposal and self.proposal.step
+        moved = _move(self.target, model, proposal, key, given, args, retained)
         if self.model.done is None:
             return moved
         active = ~self.model.finished(state)
@@ -99,11 +103,23 @@ class FeynmanKac(eqx.Module):
         """Log potential after the last step: what `at_length` says of an unfinished particle."""
         return self.model.at_length.log_weight(self.model.finished(state))
 
+    def log_psi(self, key: PRNGKeyArray, state: PyTree, t: Int[Array, ""]) -> Float[Array, ""]:
+        """The twist of a state before step t: 0 without one, of a finished state, and at the end.
+
+        The key is for a twist that is estimated.
+        """
+        if self.twist is None:
+            return jnp.zeros(())
+        value = self.twist.log_psi_of(key, self, state, t)
+        over = self.model.finished(state) | (t >= self.model.length)
+        return jnp.where(over, jnp.zeros_like(value), value)
+
     def _bound(self) -> tuple:
         return () if self.proposal is None else self.proposal.bound
 
 
 def _move(
+    target: Target,
     model: Any,
     proposal: GenerativeFunction | None,
     key: PRNGKeyArray,
@@ -114,7 +130,7 @@ def _move(
     kept = {} if retained is None else retained.given()
     if proposal is None:
         out: Outcome = model(key, overlay(given, kept))
-        return _moved(out, _weight(out, given))
+        return _moved(out, target.raised(out.weigh(given), likelihood(out, given)))
     key_propose, key_model = jax.random.split(key)
     names = jax.eval_shape(lambda k: proposal.run(k, {}, args), key).log_probs
     draft = proposal.run(key_propose, _restrict(kept, names), args)
@@ -129,24 +145,16 @@ def _move(
     # A proposal that could draw nothing (an empty distribution) leaves the particle without a
     # successor.
     density = total(draft.log_probs)
+    log_weight = target.raised(out.weigh(proposed), likelihood(out, given))
     log_potential = jnp.where(
-        jnp.isneginf(density), -jnp.inf, _weight(out, proposed) + draft.log_weight - density
+        jnp.isneginf(density), -jnp.inf, log_weight + draft.log_weight - density
     )
     return _moved(out, log_potential)
 
 
 def _moved(out: Outcome, log_potential: Float[Array, ""]) -> Moved:
-    # A draw that was impossible (from an empty distribution) or of unknown density counts too.
-    score = total(out.log_probs)
-    log_potential = jnp.where(jnp.isneginf(score), -jnp.inf, log_potential)
-    log_potential = jnp.where(jnp.isnan(score), jnp.nan, log_potential)
     active = spelled(out.active, out.log_probs)
     return Moved(out.retval, out.choices, log_potential, out.log_probs, active, out.log_weight)
-
-
-def _weight(out: Outcome, fixed: Given) -> Float[Array, ""]:
-    """Log density of the fixed sites, whether or not retained values stand at the others."""
-    return total(out.log_probs, given_masks(out.log_probs, fixed)) + out.log_weight
 
 
 def _restrict(given: Given, names: Any) -> Given:

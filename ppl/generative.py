@@ -53,6 +53,15 @@ class Outcome(eqx.Module):
     retval: PyTree
     support: Any = None
 
+    def weigh(self, given: Given) -> Float[Array, ""]:
+        """Log density of the given sites, plus observes and factors, nats.
+
+        -inf if some site was drawn from an empty distribution; NaN if a density is unknown.
+        """
+        score = total(self.log_probs)
+        log_weight = jnp.where(jnp.isneginf(score), -jnp.inf, likelihood(self, given))
+        return jnp.where(jnp.isnan(score), jnp.nan, log_weight)
+
     def trace(self) -> Trace:
         """The trace of this run."""
         return Trace(
@@ -103,7 +112,7 @@ class GenerativeFunction(eqx.Module):
         given = as_given(constraints)
         out = self.run(key, given, args)
         trace = out.trace()
-        return trace, _given_score(out, given) + out.log_weight
+        return trace, out.weigh(given)
 
     def update(
         self, key: PRNGKeyArray, trace: Trace, choices: Choices, *args: PyTree
@@ -116,7 +125,7 @@ class GenerativeFunction(eqx.Module):
         changes = as_given(choices)
         given = overlay(changes, kept(trace))
         out = self.run(key, given, args)
-        log_w = _given_score(out, given) + out.log_weight - trace.score - trace.log_weight
+        log_w = out.weigh(given) - trace.score - trace.log_weight
         return out.trace(), log_w, _replaced(trace, changes, out)
 
     def regenerate(
@@ -140,6 +149,12 @@ class GenerativeFunction(eqx.Module):
         return total(trace.log_probs, selection.masks(trace.log_probs))
 
 
+def likelihood(record: Outcome | Trace, fixed: Given) -> Float[Array, ""]:
+    """Log density of the fixed sites, plus observes and factors, nats."""
+    masks = given_masks(record.log_probs, fixed)
+    return total(record.log_probs, masks) + record.log_weight
+
+
 def redraw(
     run: Callable[[Given], Outcome], trace: Trace, selection: Selection, fixed: Given | None = None
 ) -> tuple[Outcome, Float[Array, ""]]:
@@ -151,7 +166,7 @@ def redraw(
     out = run(given)
     # In reverse, what is selected or did not happen in the new trace is drawn.
     still = walk(_conserved, trace.log_probs, masks, out.active)
-    log_w = _given_score(out, given) + out.log_weight
+    log_w = out.weigh(given)
     return out, log_w - total(trace.log_probs, still) - trace.log_weight
 
 
@@ -187,12 +202,6 @@ def given_masks(log_probs: Any, given: Given) -> Any:
         return True if mask is None else mask
 
     return walk(leaf, log_probs, given)
-
-
-def _given_score(out: Outcome, given: Given) -> Float[Array, ""]:
-    """Log density of the given sites; -inf if one was drawn from an empty distribution."""
-    impossible = jnp.isneginf(total(out.log_probs))
-    return jnp.where(impossible, -jnp.inf, total(out.log_probs, given_masks(out.log_probs, given)))
 
 
 def _conserved(_, log_prob, selected, active):

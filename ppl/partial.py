@@ -141,3 +141,22 @@ def spelled(active: Any, log_probs: Any) -> Any:
     return walk(
         lambda _, lp, a: jnp.ones(jnp.shape(lp), bool) if a is None else a, log_probs, active
     )
+
+
+def agrees(log_probs: Any, active: Any, given: Given, choices: Any) -> Bool[Array, ""]:
+    """Do choices have the given values, where both say something and the instance happened?"""
+    same: list = [jnp.ones((), bool)]
+
+    def leaf(_, log_prob, happened, node, value):
+        if node is None or value is None:
+            return
+        fixed, value = as_value(node), as_value(value)
+        masks = [mask for mask in (happened, fixed.mask, value.mask) if mask is not None]
+        for a, b in zip(jax.tree.leaves(fixed.value), jax.tree.leaves(value.value), strict=True):
+            equal = jnp.asarray(a) == jnp.asarray(b)
+            for mask in masks:
+                equal = where_leading(mask, equal, jnp.ones_like(equal))
+            same.append(jnp.all(equal))
+
+    walk(leaf, log_probs, active, given, as_given(choices))
+    return jnp.all(jnp.stack(same))

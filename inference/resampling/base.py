@@ -72,6 +72,10 @@ class Resampler(eqx.Module):
         limit = self.ess_threshold.astype(size.dtype) * log_weights.shape[0]
         return (size > 0) & (size < limit)
 
+    def selection(self, log_priority: Float[Array, " n"]) -> Float[Array, " n"]:
+        """The log-weights that ancestors are drawn by; the weight that is left is the ratio."""
+        return log_priority
+
     def ancestors(self, key: PRNGKeyArray, log_weights: Float[Array, " n"]) -> Int[Array, " n"]:
         """Draw int32 ancestor indices; slot j of the new population copies particle a[j].
 

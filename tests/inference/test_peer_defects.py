@@ -12,7 +12,7 @@ from oracles import tiny_models as tiny
 
 from feynkac import inference
 from feynkac.inference.resampling.cdf import invert, scaled_cdf
-from feynkac.ppl.feynman_kac import FeynmanKac
+from feynkac.ppl.feynman_kac import FeynmanKac, Retained
 from feynkac.ppl.laws.proper_weighting import weighting
 from feynkac.ppl.laws.result import decide
 
@@ -79,14 +79,61 @@ def test_inverse_cdf_by_clipping():
         assert weights[clipped] == 0 and weights[ours] > 0
 
 
-def test_a_reference_weighed_by_its_end(exact):
-    """A retained particle enters each step with its weight so far, not its last one."""
-    smc = inference.SMC(2, inference.Multinomial(ess_threshold=1.0))
-    retained = jax.tree.map(lambda x: x[-1], exact.choices)
-    view = FeynmanKac(exact.target)
-    p = smc.run_conditional(KEY, exact.target, retained)
-    first = view.init(KEY, view.split(retained)[0])
-    history = np.exp(np.asarray(p.log_evidence_history))
-    # After init both have potentials of the first factor only: 0.3 or -0.2.
-    possible = [0.5 * (np.exp(first.log_weight) + np.exp(other)) for other in (0.3, -0.2)]
-    assert min(abs(history[0] - x) for x in possible) < 1e-5
+@pytest.mark.parametrize("final", [False, True])
+def test_a_reference_that_enters_with_its_final_weight(final):
+    """A sweep of particle Gibbs at N = 2, exact unless the retained particle is weighed ahead."""
+    exact = inference.exact.enumerate(tiny.text(3 * tiny.MILD))
+    view, runs = FeynmanKac(exact.target), 2**15
+    first, later = jax.vmap(view.split)(exact.choices)
+    whole = jnp.asarray(exact.log_probs + exact.log_evidence, float)
+    whole -= jnp.log(jnp.asarray([_prior(i, exact) for i in range(len(whole))], float))
+
+    place = jnp.array([27, 9, 3, 1])
+    codes = exact.choices["mood"] * 27 + exact.choices["token"] @ place[1:]
+
+    def sweep(i, key):
+        def at(tree):
+            return jax.tree.map(lambda x: x[i], tree)
+
+        here = jnp.array([True, False])
+        moved = jax.vmap(lambda k, h: view.init(k, {}, Retained(at(first), h)))(
+            jax.random.split(key, 2), here
+        )
+        state, log_w = moved.state, moved.log_potential
+        tokens = jnp.zeros((2, tiny.LENGTH), jnp.int32)
+        mood = moved.choices["mood"]
+        for t in range(tiny.LENGTH):
+            key_t = jax.random.fold_in(key, t)
+            ahead = log_w.at[0].set(whole[i]) if final and t == 1 else log_w
+            a = jnp.array([0, 1]).at[1].set(jax.random.categorical(key_t, ahead))
+            log_w = jnp.full(2, jax.nn.logsumexp(log_w))
+            state, tokens, mood = jax.tree.map(lambda x, a=a: x[a], (state, tokens, mood))
+            row = jax.tree.map(lambda x, t=t: x[t], at(later))
+            moved = jax.vmap(
+                lambda k, s, h, t=t, row=row: view.step(k, {}, s, jnp.int32(t), Retained(row, h))
+            )(jax.random.split(jax.random.fold_in(key_t, 1), 2), state, here)
+            state, log_w = moved.state, log_w + moved.log_potential
+            tokens = tokens.at[:, t].set(moved.choices["token"])
+        pick = jax.random.categorical(jax.random.fold_in(key, 9), log_w + jax.vmap(view.end)(state))
+        code = mood[pick] * 27 + tokens[pick] @ place[1:]
+        return jnp.argmax(codes == code), jnp.any(codes == code)
+
+    @jax.jit
+    @jax.vmap
+    def sweeps(key, start):
+        return jax.lax.scan(sweep, start, jax.random.split(key, 8))
+
+    starts = jax.random.categorical(KEY, jnp.asarray(exact.log_probs, float), shape=(runs,))
+    ends, possible = sweeps(jax.random.split(KEY, runs), starts)
+    assert possible.all()
+    probs = np.exp(exact.log_probs)
+    counts = np.bincount(ends, minlength=len(probs))
+    z = (counts - runs * probs) / np.sqrt(runs * probs * (1 - probs))
+    assert (np.abs(z).max() > 6) if final else (np.abs(z).max() < 4.2), z
+
+
+def _prior(i, exact):
+    """The prior probability of the i-th posterior choice."""
+    choices = jax.tree.map(lambda x: x[i], exact.choices)
+    trace, _ = exact.target.model.generate(KEY, choices, *exact.target.args)
+    return float(jnp.exp(trace.score))
