@@ -29,15 +29,17 @@ class DataAnnealing(Algorithm):
     """A population that takes in the data in `batches` equal parts.
 
     Each part weighs the particles by its density given them; where the effective sample size falls
-    below the resampler's threshold they are resampled and moved, with all data so far in the
-    kernel's target. Constrained sites are released along their leading instance axis (made by
+    below the resampler's threshold they are resampled; then they are moved once by `kernel`, with
+    all data so far in its target. `lazy=True` is Chopin's rule: they are moved only where they were
+    resampled. Constrained sites are released along their leading instance axis (made by
     `ppl.vmap`, `ppl.scan` or time); observes and factors count from the start. For any other order
     give `at`, a function at(target, t) -> Target of what is known after t of the parts (t is
     traced, 0 to batches): it may change args, or constraints through `ppl.Partial` masks.
 
-    Law: properly weighted, Z-hat unbiased, after every part. `log_evidence_history` [batches + 1]
-    holds log Z-hat of the data so far; its differences are the log predictive densities of the
-    parts. With `tune` (see `Tempered`): consistent. One compilation for all parts.
+    Law: properly weighted, Z-hat unbiased, after every part. With `lazy` or `tune` (see `Tempered`)
+    consistent, not unbiased: whether particles are moved, or how, then depends on them.
+    `log_evidence_history` [batches + 1] holds log Z-hat of the data so far; its differences are the
+    log predictive densities of the parts. One compilation for all parts.
     """
 
     n_particles: int = eqx.field(static=True)
@@ -46,6 +48,7 @@ class DataAnnealing(Algorithm):
     resampler: Resampler | None = eqx.field(default_factory=Systematic)
     at: Code | None = eqx.field(default=None, converter=lambda f: None if f is None else Code(f))
     tune: Code | None = eqx.field(default=None, converter=lambda f: None if f is None else Code(f))
+    lazy: bool = eqx.field(static=True, default=False)
     mapping: Mapping = eqx.field(default_factory=Vmap)
 
     def __check_init__(self):
@@ -86,7 +89,7 @@ def incremental_log_evidence(particles: Particles) -> Float[Array, " batches"]:
 
 @compiled
 def _run(sampler: DataAnnealing, key: PRNGKeyArray, target: Target) -> Particles:
-    mover = Mover(sampler.kernel, sampler.resampler, sampler.mapping, sampler.tune, lazy=True)
+    mover = Mover(sampler.kernel, sampler.resampler, sampler.mapping, sampler.tune, sampler.lazy)
     first = sampler.known(target, jnp.int32(0))
     cloud = mover.begin(key, first, sampler.n_particles, sampler.batches)
 

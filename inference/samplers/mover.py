@@ -31,7 +31,8 @@ _POSITION, _RESAMPLE, _MOVE = 0xFFFFFFFF, 0xFFFFFFFE, 0xFFFFFFFD
 class Mover(eqx.Module):
     """How populations are weighed, resampled and moved, on any path of targets.
 
-    `lazy`: move only where the population was resampled. A `retained` trace is what one particle
+    `lazy`: move only where the population was resampled; that keeps the target only as N grows,
+    because the decision depends on the particles. A `retained` trace is what one particle
     of a conditional run is made to be.
     """
 

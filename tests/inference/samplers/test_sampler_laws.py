@@ -181,12 +181,14 @@ def test_consistent_samplers(name, exact):
     def several(sampler, keys):
         def one(key):
             p = sampler.run(key, exact.target)
-            mean = p.expectation(lambda c: jnp.stack([c["b"], *(c["k"] == i for i in range(4))]))
+            mean = p.expectation(
+                lambda c: jnp.stack([c["b"] == 1, *(c["k"] == i for i in range(4))])
+            )
             return jnp.concatenate([jnp.exp(p.log_evidence - exact.log_evidence)[None], mean])
 
         return jax.vmap(one)(keys)
 
-    want = exact.expectation(lambda c: jnp.stack([c["b"], *(c["k"] == i for i in range(4))]))
+    want = exact.expectation(lambda c: jnp.stack([c["b"] == 1, *(c["k"] == i for i in range(4))]))
     want = np.concatenate([[1.0], want])
     keys = jax.random.split(KEY, runs)
 

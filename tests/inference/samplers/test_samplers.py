@@ -120,9 +120,9 @@ def conjugate(ctx):
 
 
 def test_data_annealing_gives_predictive_densities():
-    """Batches of three; against the conjugate recursion."""
+    """Batches of three, moved where resampled; against the conjugate recursion."""
     y = np.random.default_rng(1).normal(1.5, 1.0, 12)
-    parts = samplers.DataAnnealing(512, MOVE, 4)
+    parts = samplers.DataAnnealing(512, MOVE, 4, lazy=True)
     data = ppl.Target(conjugate, (), {"data": {"y": jnp.asarray(y, jnp.float32)}})
 
     @jax.jit
