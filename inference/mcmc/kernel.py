@@ -19,6 +19,10 @@ class Chain(eqx.Module):
     state: PyTree
     acceptance: Float[Array, ""]
 
+    def rated(self, acceptance: Float[Array, ""]) -> "Chain":
+        """The chain with another acceptance rate."""
+        return Chain(self.trace, self.state, acceptance)
+
 
 class Kernel(eqx.Module):
     """A Markov kernel on traces.
@@ -59,6 +63,4 @@ class Repeat(Kernel):
             return new, new.acceptance
 
         chain, rates = jax.lax.scan(once, chain, jnp.arange(self.times))
-        return eqx.tree_at(
-            lambda c: c.acceptance, chain, jnp.mean(rates) if self.times else jnp.zeros(())
-        )
+        return chain.rated(jnp.mean(rates) if self.times else jnp.zeros(()))

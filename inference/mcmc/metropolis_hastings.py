@@ -1,13 +1,10 @@
 """Metropolis-Hastings that draws selected choices anew from their distributions."""
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 
-from ...ppl.partial import spelled
 from ...ppl.selection import Selection
-from ...ppl.trace import Trace
-from .kernel import Chain, Kernel
+from .kernel import Kernel
+from .transition import log_uniform, movable, settle, written
 
 
 class MH(Kernel):
@@ -23,27 +20,8 @@ class MH(Kernel):
     def move(self, key, target, chain, steps=None):
         """See `Kernel.move`."""
         key_propose, key_accept = jax.random.split(key)
-        old = chain.trace
-        old = Trace(
-            old.choices,
-            old.score,
-            old.log_weight,
-            None,
-            old.log_probs,
-            spelled(old.active, old.log_probs),
-        )
+        old = written(chain.trace)
+        movable("MH", target, old, self.selection)
         trace, log_w, state = target.regenerate(key_propose, old, self.selection, steps)
-        # Uniform on (0, 1]: a ratio of zero is never accepted. NaN (zero over zero) is rejected.
-        log_u = jnp.log1p(-jax.random.uniform(key_accept, dtype=log_w.dtype))
-        accept = log_u < log_w
-
-        def pick(new, old):
-            return jnp.where(accept, new, old)
-
-        current = eqx.tree_at(
-            lambda t: t.retval, old, chain.trace.retval, is_leaf=lambda x: x is None
-        )
-        if chain.state is None:
-            state = None
-        new_trace, new_state = jax.tree.map(pick, (trace, state), (current, chain.state))
-        return Chain(new_trace, new_state, accept.astype(log_w.dtype))
+        # NaN (zero over zero) is rejected.
+        return settle(log_uniform(key_accept, log_w) < log_w, chain, trace, state)
