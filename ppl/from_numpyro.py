@@ -158,7 +158,7 @@ class _Interpreter(Messenger):
         self.ctx.factor(name, log_weight if scale is None else scale * log_weight)
 
     def _check_proper(self, name: str, fn: dist.Distribution) -> None:
-        base = fn
+        base: Any = fn
         while hasattr(base, "base_dist"):
             base = base.base_dist
         if isinstance(base, (dist.ImproperUniform, dist.Unit)):

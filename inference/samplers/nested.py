@@ -160,7 +160,8 @@ def _begin(
     filled = jax.tree.map(lambda x: x[source], traces)
     level = jnp.full((), -jnp.inf, dtype)
     mover = Mover(sampler.kernel, None, sampler.mapping, None)
-    constrained = _above(target, level, jnp.zeros((), dtype))
+    above = Above(target, level, jnp.zeros((), dtype))
+    constrained = Target(above, target.args, target.constraints)
     moved, _ = mover.move(key_move, sampler.kernel, constrained, filled)
     traces = jax.tree.map(
         lambda a, b: jnp.where(possible.reshape(-1, *(1,) * (a.ndim - 1)), a, b), filled, moved
@@ -203,10 +204,11 @@ def _batch(sampler: NestedSampling, key: PRNGKeyArray, target: Target, live: _Li
         rate = jnp.where(live.batch > 0, rate, jnp.nan)
         level_weights = jnp.zeros_like(live.log_likelihoods)
         kernel = sampler.tune(kernel, Tuning(live.traces.choices, level_weights, level, rate))
-    constrained = _above(target, level, label)
+    above = Above(target, level, label)
+    constrained = Target(above, target.args, target.constraints)
     parents = kept[jax.random.randint(key_parent, (k,), 0, n - k)]
     starts = jax.tree.map(lambda x: x[parents], live.traces)
-    starts = jax.vmap(constrained.model.again)(starts)
+    starts = jax.vmap(above.again)(starts)
     mover = Mover(sampler.kernel, None, sampler.mapping, None)
     new, rate = mover.move(key_move, kernel, constrained, starts)
     likelihoods = new.retval[1]
@@ -287,10 +289,6 @@ def _finish(
         record=None,
     )
     return Measured(particles, jnp.sqrt(variance))
-
-
-def _above(target: Target, level: Float[Array, ""], label: Float[Array, ""]) -> Target:
-    return Target(Above(target, level, label), target.args, target.constraints)
 
 
 def _decay(n: int, k: int) -> Float[Array, " k"]:

@@ -16,7 +16,7 @@ from ...ppl.code import Code
 from ...ppl.compiled import compiled
 from ...ppl.errors import ProgramError
 from ...ppl.from_numpyro import observed, replicated
-from ...ppl.partial import Choices, Given, Partial, as_given, prune
+from ...ppl.partial import Choices, Given, Partial, as_given, as_value, prune
 from ...ppl.target import Target, as_target
 from ..particles import Particles
 
@@ -134,6 +134,6 @@ def _free(choices: Given, fixed: Given) -> Any:
             return node
         if not isinstance(over, Partial) or over.mask is None:
             return None
-        return Partial(node.value, ~over.mask)
+        return Partial(as_value(node).value, ~over.mask)
 
     return leaf(choices, fixed)
