@@ -18,8 +18,7 @@ KERNELS = {
     "suffix": mcmc.Suffix(),
     "guided suffix": mcmc.Suffix(tiny.STEP),
     "block": mcmc.BlockMH(2),
-    "multi-try": mcmc.MultiTry(mcmc.Suffix(), 3),
-    "guided multi-try": mcmc.MultiTry(mcmc.Suffix(tiny.STEP), 3),
+    "multi-try": mcmc.MultiTry(mcmc.Suffix(tiny.STEP), 3),
 }
 LATER = [n for n in KERNELS if n != "suffix"]
 
