@@ -1,0 +1,15 @@
+"""Particle MCMC: Markov chains made of particle filters."""
+
+from .chain import Chained as Chained
+from .chain import chain as chain
+from .parallel_tempering import Ladder as Ladder
+from .parallel_tempering import ParallelTempering as ParallelTempering
+from .parallel_tempering import Tempered as Tempered
+from .parametric import Parametric as Parametric
+from .particle_gibbs import ParticleGibbs as ParticleGibbs
+from .pimh import PIMH as PIMH
+from .pimh import Draws as Draws
+from .pmmh import PMMH as PMMH
+from .pmmh import ParameterDraws as ParameterDraws
+from .smc2 import SMC2 as SMC2
+from .smc2 import ParameterParticles as ParameterParticles
