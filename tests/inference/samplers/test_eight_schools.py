@@ -52,6 +52,20 @@ def truth():
     return np.array([top + np.log(z * (u[1] - u[0])), *(values @ w / z)])
 
 
+def gym(errors, effects):
+    """The same data under the priors of the package inference-gym."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 10.0))
+    log_tau = numpyro.sample("log_tau", dist.Normal(5.0, 1.0))
+    with numpyro.plate("schools", 8):
+        theta = numpyro.sample("theta", dist.Normal(mu, jnp.exp(log_tau)))
+        numpyro.sample("y", dist.Normal(theta, errors), obs=effects)
+
+
+# E[mu], E[log tau], E[effect of the first school]: its ground truth 0.0.5 (Stan) with its errors.
+GYM = np.array([5.75975286, 2.45326549, 14.76492662])
+GYM_ERRORS = np.array([0.01786934, 0.00191274, 0.02467777])
+
+
 def model(centred):
     return from_numpyro(
         schools, jnp.asarray(ERRORS, jnp.float32), jnp.asarray(EFFECTS, jnp.float32), centred
@@ -83,7 +97,6 @@ WALK = Repeat(mcmc.RandomWalk(~select(), 0.5), 10)
 CASES = {
     "tempered": (samplers.Tempered(512, HMC, samplers.Power(8, 3.0)), False),
     "centred": (samplers.Tempered(512, WALK, samplers.Power(8, 3.0)), True),
-    "adaptive": (samplers.Tempered(512, WALK, samplers.AdaptiveStages(0.5, max_stages=10)), False),
     "waste-free": (samplers.WasteFree(1024, HMC, 32, samplers.Power(6, 3.0)), False),
     "persistent": (samplers.Persistent(256, WALK, samplers.Power(6, 3.0)), False),
     "nested": (samplers.NestedSampling(100, WALK, 10, max_batches=120), False),
@@ -102,3 +115,34 @@ def test_against_quadrature(name):
     assert (error[:4] < [0.06, 0.3, 0.15, 0.4]).all(), error
     if name in ("waste-free", "nested"):
         assert 0.6 < values[:, 4].mean() / values[:, 0].std(ddof=1) < 1.6
+
+
+@pytest.mark.slow
+def test_against_inference_gym():
+    """Adaptive exponents, centred; the random walk's scales fitted to the population."""
+
+    def tune(kernel, seen):
+        _, spread = seen.moments()
+        scale = 0.7 * jnp.concatenate(
+            [spread["log_tau"][None], spread["mu"][None], spread["theta"]]
+        )
+        return Repeat(mcmc.RandomWalk(~select(), scale), kernel.times)
+
+    data = (jnp.asarray(x, jnp.float32) for x in (ERRORS, EFFECTS))
+    target = from_numpyro(gym, *data)
+    stages = samplers.AdaptiveStages(0.5, max_stages=16)
+    walk = Repeat(mcmc.RandomWalk(~select(), jnp.ones(10)), 15)
+    sampler = samplers.Tempered(1024, walk, stages, tune=tune)
+
+    def one(key):
+        p = sampler.run(key, target)
+        means = p.expectation(lambda c: jnp.stack([c["mu"], c["log_tau"], c["theta"][0]]))
+        return means, p.status.code
+
+    means, codes = jax.jit(jax.vmap(one))(jax.random.split(KEY, 16))
+    means = np.asarray(means, np.float64)
+    assert (codes == 0).all()
+    error = np.hypot(means.std(0, ddof=1) / 4, GYM_ERRORS)
+    z = (means.mean(0) - GYM) / error
+    assert (np.abs(z) < 4).all(), z
+    assert (error < [0.3, 0.05, 0.4]).all(), error
