@@ -215,9 +215,15 @@ class Driver(eqx.Module):
         )
         if self.kernel is not None:
             key_kernel = jax.random.fold_in(key, _KERNEL)
-            population = rejuvenate(
-                key_kernel, self.kernel, self.target, self.mapping, population, t
-            )
+
+            def move(population):
+                return rejuvenate(key_kernel, self.kernel, self.target, self.mapping, population, t)
+
+            due = self.kernel.due(t + 1)
+            if due is True:
+                population = move(population)
+            else:
+                population = jax.lax.cond(due, move, lambda population: population, population)
         return self._prioritized(key, population, t + 1)
 
     @property
@@ -236,7 +242,11 @@ class Driver(eqx.Module):
             population.status,
         )
         if self.annealing is not None and exponents is not None:
-            weighted = Weighted(log_weights, population.log_potential, population.log_priority)
+            weighted = Weighted(
+                log_weights,
+                population.log_potential,  # pyright: ignore[reportArgumentType]
+                population.log_priority,  # pyright: ignore[reportArgumentType]
+            )
             log_priority, exponent = self.annealing.priority(weighted, t, self.length)
             exponents = exponents.at[t].set(exponent)
         if self.fk.twist is not None:

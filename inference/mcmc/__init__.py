@@ -1,6 +1,7 @@
 """Markov kernels that leave a target invariant."""
 
 from .block import BlockMH as BlockMH
+from .compositions import Every as Every
 from .compositions import Mixture as Mixture
 from .compositions import Sequence as Sequence
 from .gibbs import BlockGibbs as BlockGibbs

@@ -1,11 +1,12 @@
-"""Kernels made of kernels: one after the other, or one drawn at random."""
+"""Kernels made of kernels: one after the other, one drawn at random, or one now and then."""
 
 from collections.abc import Sequence as Several
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .kernel import Kernel
 
@@ -59,6 +60,25 @@ class Mixture(Kernel):
             return lambda key, target, chain: kernel.move(key, target, chain, steps)
 
         return jax.lax.switch(which, [branch(k) for k in self.kernels], key_move, target, chain)
+
+
+class Every(Kernel):
+    """`Every(kernel, steps)`: inside a filter apply `kernel` after each so many steps, not each.
+
+    Between, its cost is not paid. Outside a filter it is the kernel itself. `steps` is an array:
+    another compiles nothing.
+    """
+
+    kernel: Kernel
+    steps: Int[Array, ""] = eqx.field(converter=lambda x: jnp.asarray(x, jnp.int32))
+
+    def due(self, steps):
+        """See `Kernel.due`."""
+        return (steps % jnp.maximum(self.steps, 1) == 0) & self.kernel.due(steps)
+
+    def move(self, key, target, chain, steps=None):
+        """See `Kernel.move`."""
+        return self.kernel.move(key, target, chain, steps)
 
 
 def _some(who: str, kernels: Several[Kernel]) -> tuple[Kernel, ...]:

@@ -5,7 +5,7 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ...ppl.partial import spelled
 from ...ppl.target import Target
@@ -37,6 +37,10 @@ class Kernel(eqx.Module):
         self, key: PRNGKeyArray, target: Target, chain: Chain, steps: Int[Array, ""] | None = None
     ) -> Chain:
         """One move; with `steps` the target is the model's first so many (without `at_length`)."""
+
+    def due(self, steps: Int[Array, ""]) -> Bool[Array, ""] | bool:
+        """Is it applied in a filter after so many steps? A function of time, not of particles."""
+        return True
 
     def __call__(self, key: PRNGKeyArray, target: Target, trace: Trace) -> Trace:
         """One move of a trace of the whole target."""
