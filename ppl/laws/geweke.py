@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ..errors import ProgramError
 from ..generative import GenerativeFunction, Request
 from ..nested import split_choices
-from ..partial import Choices, spelled
+from ..partial import Choices, spelled, walk
 from ..program import as_program
 from ..selection import Selection
 from ..target import Target
@@ -105,7 +105,7 @@ def geweke(
         key: a key.
         kernel: `(key, target, trace) -> trace`, such as every `inference.mcmc` kernel.
         model: a program or `StateSpace` without `observe` and `factor`.
-        data: the sites that are data.
+        data: the sites that are data; they have to happen in every trace.
         args: the model's arguments.
         functions: by name `f(choices) -> array`, with a finite variance; by default each entry, its
             square, and cosines of random projections of all.
@@ -113,7 +113,7 @@ def geweke(
         sweeps: sweeps a run.
     """
     model = as_program(model)
-    shape = _shape(model, args)
+    shape = _shape(model, data, args)
     if functions is None:
         names, size = _names(shape), sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shape))
         projections = np.random.default_rng(0).normal(size=(PROJECTIONS, size))
@@ -134,17 +134,35 @@ def geweke(
     return decide("Geweke's joint law", measure, key, runs, ADVICE)
 
 
-def _shape(model: GenerativeFunction, args: tuple) -> Any:
+def _shape(model: GenerativeFunction, data: Selection, args: tuple) -> Any:
+    """The shapes of the choices; an error if the test does not apply."""
+
+    def run(key):
+        out = model.run(key, {}, args, Request(weightless=True))
+        return out.choices, out.log_probs, out.active
+
     try:
-        run = jax.eval_shape(
-            lambda key: model.run(key, {}, args, Request(weightless=True)), jax.random.key(0)
-        )
+        choices, log_probs, active = jax.eval_shape(run, jax.random.key(0))
     except ProgramError as error:
         raise ProgramError(
             "Geweke's test draws parameters and data together from the model, which has to be "
             f"normalised: make the data sampled sites and name them in `data` ({error})"
         ) from error
-    return run.choices
+    may_miss: list[str] = []
+
+    def site(path, wanted, active):
+        if wanted is not False and active is not None:
+            may_miss.append("/".join(path))
+
+    masks = data.masks(jax.tree.map(lambda x: jnp.zeros(x.shape), log_probs))
+    walk(site, masks, active)
+    if may_miss:
+        raise ProgramError(
+            f"the data {may_miss} may not happen (a branch, or steps after an early end), so that "
+            "their number is data too, which constraints do not hold: put the data where they "
+            "always happen, or use laws.invariance"
+        )
+    return choices
 
 
 def _names(choices: Any) -> list[str]:

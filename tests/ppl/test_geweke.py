@@ -46,14 +46,17 @@ def test_it_sees_a_small_error_and_none_where_there_is_none():
 
 
 def _begin(ctx):
-    ctx.sample("theta", dist.Normal(0.0, 0.5))
-    return jnp.zeros(()), jnp.zeros((), bool)
+    theta = ctx.sample("theta", dist.Normal(0.0, 0.5))
+    y = ctx.sample("y", dist.Normal(theta, 0.5))
+    return jnp.stack([theta, y]), jnp.zeros((), bool)
 
 
 def _step(ctx, state, t):
-    x = ctx.sample("x", dist.Normal(0.5 * state[0] + 0.3, 0.8))
-    ctx.sample("y", dist.Normal(x, 0.6))
-    return x, x > 1.0
+    """Ends by itself, the sooner the larger theta and the data; every step has a token."""
+    numbers, _ = state
+    end = ctx.sample("end", dist.Bernoulli(logits=numbers[0] + 0.5 * numbers[1]))
+    ctx.sample("x", dist.Normal(numbers[0] + jnp.where(end == 1, 1.0, 0.0), 1.0))
+    return numbers, end == 1
 
 
 def _over(state):
@@ -61,9 +64,13 @@ def _over(state):
 
 
 @pytest.mark.slow
-def test_suffix_on_a_state_space_that_ends_early():
+def test_suffixes_of_texts_that_end_early():
+    """The data feed back on the steps; lengths differ."""
     model = ppl.StateSpace(_begin, _step, 3, _over)
-    geweke(KEY, mcmc.Suffix(), model, DATA, runs=2**13).check()
+    kernel = mcmc.Sequence([mcmc.Suffix(), mcmc.MH(ppl.select("theta"))])
+    geweke(KEY, kernel, model, DATA, runs=2**13).check()
+    with pytest.raises(ppl.ProgramError, match=r"data \['x'\] may not happen"):
+        geweke(KEY, kernel, model, ppl.select("x"))
 
 
 def test_a_model_with_weights_or_without_data():
@@ -74,5 +81,5 @@ def test_a_model_with_weights_or_without_data():
 
     with pytest.raises(ppl.ProgramError, match="has to be normalised.*'y'"):
         geweke(KEY, mcmc.MH(ppl.select("x")), observed, DATA)
-    with pytest.raises(ppl.ProgramError, match="'z', which is no site"):
+    with pytest.raises(ppl.ProgramError, match="^a selection names 'z', which is no site"):
         geweke(KEY, mcmc.MH(ppl.select("x")), normal, ppl.select("z"), args=(1.0,))
