@@ -192,7 +192,9 @@ class _Simulation(eqx.Module):
         else:
             posterior, ok = self.algorithm(key_run, target), jnp.ones((), bool)
         free = {n: x for n, x in posterior.items() if n not in self.observed}
-        both = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), _free(truth, data), free)
+        both = jax.tree.map(
+            lambda x, xs: jnp.concatenate([x[None], xs.astype(x.dtype)]), _free(truth, data), free
+        )
         log_density = jax.vmap(target.log_density)(both)
         values, f = both, self.functions
         if f is not None:
