@@ -16,6 +16,7 @@ from .errors import ProgramError as ProgramError
 from .estimated import EstimatedDistribution as EstimatedDistribution
 from .experts import power as power
 from .experts import product as product
+from .from_numpyro import from_numpyro as from_numpyro
 from .generative import GenerativeFunction as GenerativeFunction
 from .generative import Outcome as Outcome
 from .generative import Request as Request

@@ -1,6 +1,8 @@
 """Models whose answers are known exactly: the oracles that samplers are tested against."""
 
 from .bayes_net import BayesNet as BayesNet
+from .chain import FiniteChain as FiniteChain
+from .decision import DecisionChain as DecisionChain
 from .hmm import HiddenMarkovModel as HiddenMarkovModel
 from .linear_gaussian import LinearGaussian as LinearGaussian
 from .markov_language_model import MarkovLanguageModel as MarkovLanguageModel

@@ -1,6 +1,7 @@
 """Laws as checks that users run on their own programs, proposals, kernels and algorithms."""
 
 from .generate import generate as generate
+from .geweke import geweke as geweke
 from .identity_proposal import identity_proposal as identity_proposal
 from .interface import interface as interface
 from .invariance import invariance as invariance
