@@ -64,6 +64,7 @@ def test_the_same_density():
     np.testing.assert_allclose(ppl.Target(model).tempered(0.0).log_density(POINT), prior, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_laws_of_the_interface():
     def model(p):
         a = numpyro.sample("a", dist.Bernoulli(p))
