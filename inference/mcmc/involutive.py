@@ -130,7 +130,7 @@ def _log_volume(mapped: Callable, pair: Any, happened: Any, happens: Any) -> Flo
     jacobian = jax.jacfwd(on_floats)(flat)
     jacobian = jacobian[jnp.argsort(~rows, stable=True)][:, jnp.argsort(~columns, stable=True)]
     count = jnp.sum(columns, dtype=jnp.int32)
-    inside = jnp.arange(flat.size) < count
+    inside = jnp.arange(flat.size, dtype=jnp.int32) < count
     block = jnp.where(
         inside[:, None] & inside[None], jacobian, jnp.eye(flat.size, dtype=flat.dtype)
     )

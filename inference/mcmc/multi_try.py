@@ -42,7 +42,7 @@ class MultiTry(Kernel):
         log_w = jnp.where(jnp.isnan(log_w), -jnp.inf, log_w)
         picked = jax.random.categorical(key_pick, log_w)
         # The old text has weight 1: these are ratios to it.
-        others = jnp.where(jnp.arange(self.tries) == picked, 0.0, log_w)
+        others = jnp.where(jnp.arange(self.tries, dtype=picked.dtype) == picked, 0.0, log_w)
         log_ratio = jax.nn.logsumexp(log_w) - jax.nn.logsumexp(others)
         trace, state = jax.tree.map(lambda x: x[picked], (traces, states))
         accept = log_uniform(key_accept, log_ratio) < log_ratio
