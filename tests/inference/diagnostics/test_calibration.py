@@ -66,8 +66,8 @@ def test_exact_posteriors_pass():
     [
         ((0.15, 1.0, 0.0), "draws are too high", "x"),
         ((-0.15, 1.0, 0.0), "draws are too low", "x"),
-        ((0.0, 0.8, 0.0), "draws are too narrow", "x"),
-        ((0.0, 1.25, 0.0), "draws are too wide", "x"),
+        ((0.0, 0.75, 0.0), "draws are too narrow", "x"),
+        ((0.0, 1.35, 0.0), "draws are too wide", "x"),
     ],
 )
 def test_planted_defects_are_found(defect, said, where):
@@ -75,7 +75,7 @@ def test_planted_defects_are_found(defect, said, where):
     with pytest.raises(AssertionError, match=said):
         result.check()
     values = result.p_values()
-    assert values["x[0]"] < 1e-6 < values["coin"]
+    assert values["x[0]"] < 1e-5 and values["coin"] > 1e-4
     central = result.coverage([0.5], "x[0]")[0]
     if said.endswith("narrow"):
         assert central < 0.46
