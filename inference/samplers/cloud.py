@@ -98,20 +98,24 @@ def finish(cloud: Cloud, target: Target) -> Particles:
     )
 
 
-def thrown(particles: Particles, throw: bool) -> Particles:
-    """The particles; with `throw` an error on the host if the status is not ok."""
-    if throw and not isinstance(particles.log_evidence, Tracer):
-        if particles.status.code.ndim == 0 and int(particles.status.code) == BUDGET:
-            raise InferenceError(STAGES_SPENT)
-        particles.status.throw()
-    return particles
-
-
 STAGES_SPENT = (
     "max_stages were used up before the target was reached, and the last stage went there in one "
     "step: the weights are the target's but uneven. Give more max_stages, a lower ess or cess, "
     "more particles or a kernel that moves further"
 )
+
+
+def thrown(particles: Particles, throw: bool, spent: str = STAGES_SPENT) -> Particles:
+    """The particles; with `throw` an error on the host if the status is not ok.
+
+    `spent` is the advice for status BUDGET.
+    """
+    if throw and not isinstance(particles.log_evidence, Tracer):
+        if particles.status.code.ndim == 0 and int(particles.status.code) == BUDGET:
+            raise InferenceError(spent)
+        particles.status.throw()
+    return particles
+
 
 NO_CONDITIONAL = (
     "conditional runs are not built for this sampler, so that it has no density as a distribution: "

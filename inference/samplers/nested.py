@@ -30,6 +30,10 @@ from .traces import draw, length
 from .wrapped import Above
 
 _REDRAWN = 100
+_SPENT = (
+    "max_batches were used up while the live points still mattered: their mass is counted at their "
+    "mean likelihood. Give more max_batches, a larger n_delete or a larger tolerance"
+)
 
 
 def _number(x):
@@ -77,7 +81,7 @@ class NestedSampling(Algorithm):
     def measured(self, key: PRNGKeyArray, target: Any, *, throw: bool = False) -> Measured:
         """The population, and the standard error of its log evidence."""
         result = _run(self, key, as_target(target))
-        thrown(result.particles, throw)
+        thrown(result.particles, throw, _SPENT)
         return result
 
     def run_conditional(self, key, target, retained):
