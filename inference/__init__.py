@@ -76,3 +76,4 @@ from .smc import run_many as run_many
 from .weighted import MultipleExpectations as MultipleExpectations
 from .weighted import MultipleImportance as MultipleImportance
 from .weighted import PopulationMonteCarlo as PopulationMonteCarlo
+from .weighted import sobol_indices as sobol_indices

@@ -128,7 +128,7 @@ def _measure(smc: SMC, target: Target, population: Population) -> dict[str, Arra
         "ess": effective_sample_size(population.log_weights),
         "log_evidence": log_mean_exp(population.log_weights),
         "resampled": jnp.sum(population.resampled),
-        "over": smc.driver(target)._all_done(population) | (population.status.code != OK),
+        "over": smc.driver(target).all_done(population) | (population.status.code != OK),
     }
 
 

@@ -24,7 +24,7 @@ from .annealing import Annealing, Weighted
 from .mapping import Mapping
 from .mcmc.kernel import Kernel
 from .particles import Particles, log_mean_exp, trace_back
-from .population import Population, buffers, nan_flags, set_row, site_names
+from .population import Population, nan_flags, set_row, site_names
 from .record import Record
 from .rejuvenate import past, rejuvenate
 from .resampling import Resampler, effective_sample_size, is_dead
@@ -92,7 +92,7 @@ class Driver(eqx.Module):
             position=position,
             status=status,
             initial=kept,
-            store=buffers(row[0], self.length),
+            store=self.record.buffers(row[0], self.length),
             ancestors=identity,
             pointers=identity,
             resampled=jnp.zeros(self.length, bool),
@@ -115,9 +115,9 @@ class Driver(eqx.Module):
 
         def body(t, population):
             kept = None if retained is None else _at(retained, t)
-            return self._step(jax.random.fold_in(key, t + 1), population, t, _at(fixed, t), kept)
+            return self.step(jax.random.fold_in(key, t + 1), population, t, _at(fixed, t), kept)
 
-        if self._never_over:
+        if self.never_over or (self.resampler is not None and self.resampler.differentiable):
             if steps < self.length:  # part of a run, from anywhere, and to its end at most
                 return jax.lax.fori_loop(start, stop, body, population)
 
@@ -128,7 +128,7 @@ class Driver(eqx.Module):
 
         def going(carry):
             t, population = carry
-            return (t < stop) & any_member(~self._all_done(population))
+            return (t < stop) & any_member(~self.all_done(population))
 
         def go(carry):
             t, population = carry
@@ -150,7 +150,11 @@ class Driver(eqx.Module):
         status = status.then(is_dead(log_weights), DEAD, self.length)
         log_evidence, ess = log_mean_exp(log_weights), effective_sample_size(log_weights)
         lineage = trace_back(population.pointers, jnp.arange(self.n_particles, dtype=jnp.int32))
-        initial, store = past(population.initial, population.store, lineage)
+        store, states = dict(population.store), {}
+        if "record" in store:
+            seen = jnp.concatenate([lineage[:1], lineage[1:][self.record.rows(self.length)]])
+            states = past({}, {"record": store.pop("record")}, seen)[1]
+        initial, store = past(population.initial, store, lineage)
         choices = {**initial.get("choices", {}), **store.get("choices", {})}
         done_at = jnp.isnan(population.log_evidence_history)
         log_evidence_history = jnp.where(done_at, log_evidence, population.log_evidence_history)
@@ -173,10 +177,18 @@ class Driver(eqx.Module):
             lengths=population.lengths,
             position=population.position,
             state=drop_hot(population.state),
-            record=store.get("record"),
+            record=states.get("record"),
         )
 
-    def _step(self, key, population, t, fixed: Given, retained: Given | None) -> Population:
+    def step(
+        self,
+        key: PRNGKeyArray,
+        population: Population,
+        t: Int[Array, ""],
+        fixed: Given,
+        retained: Given | None,
+    ) -> Population:
+        """Step t, with the rows of the constraints and of the retained choices at t."""
         # Particle i has fold_in(key, i): on a CPU a hash costs as much as fifty array operations.
         population, ancestors, resampled = self._resample(key, population)
         log_weights, position = population.log_weights, population.position
@@ -203,7 +215,7 @@ class Driver(eqx.Module):
             position=position,
             status=status,
             initial=population.initial,
-            store=set_row(population.store, t, self._keep(moved)),
+            store=self.record.stored(population.store, t, self._keep(moved)),
             ancestors=set_row(population.ancestors, t, ancestors),
             pointers=set_row(population.pointers, t, ancestors),
             resampled=population.resampled.at[t].set(resampled),
@@ -215,15 +227,9 @@ class Driver(eqx.Module):
         )
         if self.kernel is not None:
             key_kernel = jax.random.fold_in(key, _KERNEL)
-
-            def move(population):
-                return rejuvenate(key_kernel, self.kernel, self.target, self.mapping, population, t)
-
-            due = self.kernel.due(t + 1)
-            if due is True:
-                population = move(population)
-            else:
-                population = jax.lax.cond(due, move, lambda population: population, population)
+            population = rejuvenate(
+                key_kernel, self.kernel, self.target, self.mapping, population, t
+            )
         return self._prioritized(key, population, t + 1)
 
     @property
@@ -278,7 +284,7 @@ class Driver(eqx.Module):
             return population, identity, jnp.zeros((), bool)
         resampler = self.resampler
         drawn_by = population.priority
-        wanted = resampler.needed(drawn_by) & ~self._all_done(population)
+        wanted = resampler.needed(drawn_by) & ~self.all_done(population)
 
         def draw(moving):
             log_weights, position = moving["log_weights"], moving["position"]
@@ -322,7 +328,7 @@ class Driver(eqx.Module):
         return replace(population, **moving), ancestors, wanted
 
     @property
-    def _never_over(self) -> bool:
+    def never_over(self) -> bool:
         """Does every run take all steps?
 
         With a kernel it has to: a move may bring a finished particle back, and to leave moves out
@@ -330,9 +336,9 @@ class Driver(eqx.Module):
         """
         return self.fk.model.done is None or self.kernel is not None
 
-    def _all_done(self, population: Population) -> Bool[Array, ""]:
+    def all_done(self, population: Population) -> Bool[Array, ""]:
         """Nothing can change any more: every particle is done or dead."""
-        if self._never_over:
+        if self.never_over:
             return jnp.zeros((), bool)
         finished = jax.vmap(self.fk.model.finished)(population.state)
         return jnp.all(finished | jnp.isneginf(population.log_weights))

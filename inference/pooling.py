@@ -2,11 +2,12 @@
 
 import functools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..ppl.status import Status
+from ..ppl.status import DEAD, OK, Status
 from .particles import Particles, log_mean_exp
 from .resampling import effective_sample_size
 
@@ -16,7 +17,7 @@ def pool(*populations: Particles) -> Particles:
 
     Law: properly weighted, since the weights carry each run's evidence; Z-hat is the mean of the
     runs' Z-hats, and the standard error of that mean over runs is that of the pooled one. A dead
-    run counts as zero.
+    run counts as zero, and the status says so only if all died.
     """
     if not populations:
         raise ValueError("pool needs at least one population")
@@ -46,7 +47,7 @@ def pool(*populations: Particles) -> Particles:
         log_weights=log_weights,
         log_evidence=jnp.where(heuristic, jnp.nan, log_mean_exp(log_weights)),
         ess=effective_sample_size(log_weights),
-        status=functools.reduce(_first_failure, [p.status for p in populations]),
+        status=_pooled([p.status for p in populations]),
         ancestors=ancestors,
         resampled=jnp.any(jnp.stack([p.resampled for p in populations]), axis=0),
         ess_history=_pooled_ess(evidence, ess),
@@ -70,5 +71,12 @@ def _pooled_ess(
     return jnp.sum(z, axis=0) ** 2 / jnp.where(squares == 0, 1.0, squares)
 
 
-def _first_failure(a: Status, b: Status) -> Status:
-    return a.then(b.code != 0, b.code, b.step, b.site)
+def _pooled(statuses: list[Status]) -> Status:
+    """The first failure; a run that died is an evidence of 0, and a failure only if all did."""
+    first = functools.reduce(lambda a, b: a.then(b.code != OK, b.code, b.step, b.site), statuses)
+    rest = [
+        eqx.tree_at(lambda s: s.code, s, jnp.where(s.code == DEAD, OK, s.code)) for s in statuses
+    ]
+    others = functools.reduce(lambda a, b: a.then(b.code != OK, b.code, b.step, b.site), rest)
+    dead = jnp.all(jnp.stack([s.code == DEAD for s in statuses]))
+    return jax.tree.map(lambda a, b: jnp.where(dead, a, b), first, others)

@@ -36,10 +36,28 @@ def rejuvenate(
     population: Population,
     t: Int[Array, ""],
 ) -> Population:
-    """Apply the kernel to every particle; its target is the first t + 1 steps.
+    """Apply the kernel to every particle, if it is due; its target is the first t + 1 steps.
 
     Costs O(t) a particle. The past of the moved particles is written back to the store in place.
     """
+
+    def move(population):
+        return _moved(key, kernel, target, mapping, population, t)
+
+    due = kernel.due(t + 1)
+    if due is True:
+        return move(population)
+    return jax.lax.cond(due, move, lambda population: population, population)
+
+
+def _moved(
+    key: PRNGKeyArray,
+    kernel: Kernel,
+    target: Target,
+    mapping: Mapping,
+    population: Population,
+    t: Int[Array, ""],
+) -> Population:
     n = population.log_weights.shape[0]
     identity = jnp.arange(n, dtype=jnp.int32)
     initial, store = past(

@@ -142,9 +142,9 @@ def _move(
         )
     proposed = overlay(as_given(draft.choices), given)
     out = model(key_model, overlay(proposed, kept))
-    # A proposal that could draw nothing (an empty distribution) leaves the particle without a
-    # successor.
-    density = total(draft.log_probs)
+    # What the model did not use (a branch it did not take) was not proposed. A proposal that could
+    # draw nothing (an empty distribution) leaves the particle without a successor.
+    density = total(draft.log_probs, walk(_used, draft.log_probs, out.active))
     log_weight = target.raised(out.weigh(proposed), likelihood(out, given))
     log_potential = jnp.where(
         jnp.isneginf(density), -jnp.inf, log_weight + draft.log_weight - density
@@ -155,6 +155,13 @@ def _move(
 def _moved(out: Outcome, log_potential: Float[Array, ""]) -> Moved:
     active = spelled(out.active, out.log_probs)
     return Moved(out.retval, out.choices, log_potential, out.log_probs, active, out.log_weight)
+
+
+def _used(_, log_prob: Array, active: Any) -> Any:
+    """Which of the proposed instances happened in the model."""
+    if active is None or isinstance(active, dict) or jnp.shape(active) != jnp.shape(log_prob):
+        return True
+    return active
 
 
 def _restrict(given: Given, names: Any) -> Given:

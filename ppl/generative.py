@@ -159,13 +159,12 @@ def redraw(
     run: Callable[[Given], Outcome], trace: Trace, selection: Selection, fixed: Given | None = None
 ) -> tuple[Outcome, Float[Array, ""]]:
     """The core of `regenerate`: the selected choices are drawn, except those `fixed`."""
-    masks = selection.masks(trace.log_probs)
-    if fixed:
-        masks = walk(_without, masks, given_masks(trace.log_probs, fixed))
+    constrained = given_masks(trace.log_probs, fixed or {})
+    masks = walk(_without, selection.masks(trace.log_probs), constrained)
     given = overlay(fixed or {}, kept(trace, masks))
     out = run(given)
-    # In reverse, what is selected or did not happen in the new trace is drawn.
-    still = walk(_conserved, trace.log_probs, masks, out.active)
+    # In reverse, what is selected or did not happen in the new trace is drawn, unless constrained.
+    still = walk(_conserved, trace.log_probs, masks, out.active, constrained)
     log_w = out.weigh(given)
     return out, log_w - total(trace.log_probs, still) - trace.log_weight
 
@@ -204,12 +203,18 @@ def given_masks(log_probs: Any, given: Given) -> Any:
     return walk(leaf, log_probs, given)
 
 
-def _conserved(_, log_prob, selected, active):
+def _conserved(_, log_prob, selected, active, constrained):
+    if constrained is True:
+        return True
     if selected is True:
-        return False
-    if selected is False:
-        return True if active is None else active
-    return ~selected if active is None else ~selected & active
+        still = False
+    elif selected is False:
+        still = True if active is None else active
+    else:
+        still = ~selected if active is None else ~selected & active
+    if constrained is False or still is True:
+        return still
+    return constrained if still is False else still | constrained
 
 
 def _replaced(trace: Trace, changes: Given, out: Outcome) -> Choices:

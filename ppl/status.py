@@ -22,7 +22,10 @@ _ADVICE = {
         "site's distribution "
         "(a negative scale, 0/0, inf - inf), or at the reward that makes that factor"
     ),
-    BUDGET: "the run was stopped after {step} steps, before its end: resume it from its checkpoint",
+    BUDGET: (
+        "the run was stopped after {step} steps, before its end: resume it from its checkpoint, or "
+        "give a sampler more stages (max_stages, max_batches)"
+    ),
     UNSUPPORTED: (
         "the retained particle has weight zero at step {step}, so that no conditional run "
         "contains it: retain choices that "

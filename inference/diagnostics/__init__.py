@@ -9,8 +9,6 @@ from .chains import rhat as rhat
 from .plots import plot_calibration as plot_calibration
 from .plots import plot_history as plot_history
 from .plots import plot_weights as plot_weights
-from .predictive import predictive_draws as predictive_draws
-from .predictive import predictive_p_value as predictive_p_value
 from .psis import Khat as Khat
 from .psis import khat as khat
 from .psis import psis as psis

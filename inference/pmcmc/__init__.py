@@ -1,7 +1,5 @@
 """Particle MCMC: Markov chains made of particle filters."""
 
-from .chain import Chained as Chained
-from .chain import chain as chain
 from .parallel_tempering import Ladder as Ladder
 from .parallel_tempering import ParallelTempering as ParallelTempering
 from .parallel_tempering import Tempered as Tempered

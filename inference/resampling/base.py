@@ -6,6 +6,7 @@ slot by size-biasing r, which keeps the extended target of conditional SMC invar
 """
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -55,6 +56,9 @@ class Resampler(eqx.Module):
     ess_threshold: Float[Array, ""] = eqx.field(
         default=0.5, converter=lambda x: jnp.asarray(x, dtype=float), kw_only=True
     )
+
+    # A loop that may end early has no reverse-mode gradient.
+    differentiable: ClassVar[bool] = False
 
     @abstractmethod
     def _draw(self, key: PRNGKeyArray, weights: Float[Array, " n"]) -> Int[Array, " n"]:

@@ -4,6 +4,8 @@
 forward pass". `Soft`: Karkus, Hsu and Lee (2018), "Particle filter networks", section 3.2.
 """
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from .systematic import Systematic
 class _Wrapped(Resampler):
     """Draws as another resampler does, whose threshold counts."""
 
+    differentiable: ClassVar[bool] = True
     resampler: Resampler = eqx.field(default_factory=Systematic)
 
     def _draw(self, key, weights):
@@ -32,9 +35,10 @@ class _Wrapped(Resampler):
 class StopGradient(_Wrapped):
     """Another resampler, and after it weights whose value is the mean and whose gradient is not.
 
-    Law: that of the resampler it wraps, number for number. The gradient of the evidence Z-hat is
-    unbiased (multinomial resampling, discrete choices by their densities), that of its logarithm
-    consistent: the score of each particle's past stays in its weight.
+    Law: that of the resampler it wraps, number for number. Where the draws do not depend on the
+    parameters (reparameterised, or from a `Proposal` under `stop_gradient`) the gradient of the
+    evidence Z-hat is unbiased, for every resampler, and that of its logarithm consistent: what
+    selection should have noticed stays in the weight.
     """
 
     def selection(self, log_priority):

@@ -74,12 +74,12 @@ def run_steps(
             population = before(key_t, population, t)
         return step(driver, key_t, population, t)
 
-    if driver._never_over:
+    if driver.never_over:
         return jax.lax.fori_loop(0, stop, body, population)
 
     def going(carry):
         t, population = carry
-        return (t < stop) & any_member(~driver._all_done(population))
+        return (t < stop) & any_member(~driver.all_done(population))
 
     def go(carry):
         t, population = carry
@@ -123,7 +123,7 @@ def step(
     """Step t of the filter, its key given."""
     _, fixed = driver.fk.split(driver.target.constraints)
     retained = None if driver.retained is None else at(driver.fk.split(driver.retained)[1], t)
-    return driver._step(key, population, t, at(fixed, t), retained)
+    return driver.step(key, population, t, at(fixed, t), retained)
 
 
 def final_log_weights(

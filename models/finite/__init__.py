@@ -7,3 +7,6 @@ from .hmm import HiddenMarkovModel as HiddenMarkovModel
 from .linear_gaussian import LinearGaussian as LinearGaussian
 from .markov_language_model import MarkovLanguageModel as MarkovLanguageModel
 from .markov_lm import MarkovLM as MarkovLM
+from .semiring import LogSum as LogSum
+from .semiring import Max as Max
+from .semiring import Tempered as Tempered

@@ -11,26 +11,7 @@ from ..code import closes_over_tracer
 from ..errors import ProgramError
 from ..generative import GenerativeFunction, Outcome, Request
 from ..partial import Given, spelled
-
-
-@jax.custom_jvp
-def _gate(flag: Bool[Array, ""], x: Array) -> Array:
-    return x
-
-
-@_gate.defjvp
-def _gate_jvp(primals, tangents):
-    (flag, x), (_, tangent) = primals, tangents
-    return x, jnp.where(flag, tangent, jnp.zeros_like(tangent))
-
-
-def gate(flag: Bool[Array, ""], tree: PyTree) -> PyTree:
-    """The tree unchanged; where `flag` is false no gradient, not even NaN, passes back through it.
-
-    Values stay unbatched under a `vmap` over the flag: shared parameters are not copied per
-    particle.
-    """
-    return jax.tree.map(lambda x: _gate(flag, x) if eqx.is_inexact_array(x) else x, tree)
+from .gate import gate
 
 
 @jax.custom_batching.custom_vmap

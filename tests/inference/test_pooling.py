@@ -39,6 +39,7 @@ def test_union():
     assert int(dead.status.code) == DEAD
     both = inference.pool(parts[0], dead)
     np.testing.assert_allclose(both.log_evidence, parts[0].log_evidence - np.log(2), rtol=1e-5)
+    assert both.status and inference.pool(dead, dead).status.code == DEAD
     np.testing.assert_allclose(both.ess, parts[0].ess, rtol=1e-5)
     np.testing.assert_allclose(both.expectation(f), parts[0].expectation(f), rtol=1e-5)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from feynkac import inference, ppl
-from feynkac.inference.diagnostics import Calibration, predictive_p_value, sbc
+from feynkac.inference.diagnostics import Calibration, sbc
 from feynkac.ppl import dist
 
 KEY = jax.random.key(53)
@@ -119,31 +119,3 @@ def test_failed_runs_and_errors():
             ["y"],
             10,
         )
-
-
-@ppl.program
-def series(ctx):
-    mu = ctx.sample("mu", dist.Normal(0.0, 3.0))
-    ctx.sample("y", dist.Normal(mu, 1.0).expand([20]).to_event(1))
-
-
-def test_predictive_p_values():
-    """Of a mean, which the model fits, and of a maximum, which an outlier spoils."""
-    y = jax.random.normal(jax.random.key(2), (20,))
-
-    def p_values(y, names):
-        target = ppl.Target(series, (), {"y": y})
-        particles = inference.Importance(4000).run(KEY, target)
-        return predictive_p_value(KEY, target, particles, extremes, names)
-
-    run = jax.jit(lambda y: p_values(y, ["y"]))
-    mean, high = run(y)
-    assert 0.4 < mean < 0.6 and 0.02 < high < 0.98
-    mean, high = run(y.at[0].set(7.0))
-    assert 0.35 < mean < 0.65 and high < 0.01
-    with pytest.raises(ppl.ProgramError, match="not constrained"):
-        jax.eval_shape(lambda y: p_values(y, ["mu"]), y)
-
-
-def extremes(choices):
-    return jnp.stack([jnp.mean(choices["y"]), jnp.max(choices["y"])])

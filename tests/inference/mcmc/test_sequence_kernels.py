@@ -46,11 +46,6 @@ FIXED = {"token": ppl.Partial(jnp.array([0, 1, 0]), jnp.array([False, True, Fals
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True,
-    reason="Target.regenerate leaves the density of a constrained step out of the reverse move "
-    "where the new text ends before it",
-)
 def test_a_constrained_step_that_may_not_happen():
     exact = inference.exact.enumerate(tiny.text(constraints=FIXED))
     kernel = mcmc.Sequence([mcmc.Suffix(), mcmc.MH(ppl.select("token"))])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from feynkac import ppl
-from feynkac.inference import SMC, Systematic
-from feynkac.inference.pmcmc import PMMH, Parametric, ParticleGibbs, chain
+from feynkac.inference import MCMC, SMC, Systematic
+from feynkac.inference.pmcmc import PMMH, Parametric, ParticleGibbs
 from feynkac.ppl import dist
 
 KEY = jax.random.key(107)
@@ -59,16 +59,14 @@ def test_paths_given_parameters():
     target = ppl.Target(model, (jnp.asarray(0.9, float), data()))
     kernel = ParticleGibbs(SMC(5, Systematic(ess_threshold=0.8)), ancestor_sampling=True)
 
-    def long(key):
-        trace = target.model.simulate(key, *target.args)
-        made = chain(key, kernel, target, trace, 400, lambda c: features(c["x"]))
-        return made.kept[50:].mean(0)
+    chains = MCMC(kernel, n_chains=16, n_samples=350, burn_in=50).run(KEY, target)
+    long = jax.vmap(jax.vmap(features))(chains.choices["x"]).mean(1)
 
     def large(key):
         return SMC(1000).run(key, target).expectation(lambda c: features(c["x"]))
 
     keys = jax.random.split(KEY, 16)
-    error = agree(jax.jit(jax.vmap(long))(keys), jax.jit(lambda k: jax.lax.map(large, k))(keys))
+    error = agree(long, jax.jit(lambda k: jax.lax.map(large, k))(keys))
     assert (error < 0.1).all()
 
 
