@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 def test_marked_tests_pass_in_double_precision():
     # PYTEST_ variables belong to the run and the worker that this test is part of.
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}

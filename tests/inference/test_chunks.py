@@ -35,6 +35,7 @@ def test_equals_the_whole_run_when_particles_finish(steps):
     assert_identical(run_in_chunks(smc, KEY, ENDING, steps=steps), smc.run(KEY, ENDING))
 
 
+@pytest.mark.slow
 def test_equals_the_whole_run_with_a_kernel():
     moving = inference.SMC(8, kernel=inference.MH(ppl.select("z")))
     target = hmm(6)

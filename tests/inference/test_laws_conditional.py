@@ -43,6 +43,7 @@ def unfinished():
 CASES = [(r, p, t) for r in tiny.RESAMPLERS for p, t in ((None, 1.0), (tiny.BOTH, 0.8))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("resampler", "proposal", "threshold"),
     CASES,

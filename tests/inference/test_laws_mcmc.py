@@ -55,6 +55,7 @@ def test_branches_that_flip():
         laws.invariance(KEY, MH(selection), target, runs=2**15, steps=2).check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [inference.Systematic, inference.Killing])
 @pytest.mark.parametrize("reject", [False, True])
 def test_rejuvenation_keeps_weights_proper(kind, reject, endings):

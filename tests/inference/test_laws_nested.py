@@ -21,7 +21,10 @@ KEY = jax.random.key(37)
 TABLE = np.array([[0.9, 0.1, 0.0], [0.25, 0.45, 0.3]])
 
 
-@pytest.mark.parametrize("index", range(6))
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("index", [0, *(pytest.param(i, marks=SLOW) for i in range(1, 6))])
 def test_densities_of_a_filter(index):
     """Under adaptive resampling, with steps that may not happen and runs that die."""
     kind, proposal = type(tiny.RESAMPLERS[index]), tiny.BOTH if index % 2 else None
@@ -60,6 +63,7 @@ def two_particles(p):
     return law
 
 
+@SLOW
 def test_latent_with_an_estimated_law():
     table = jnp.asarray(TABLE, float)
     joint = np.stack([0.4 * two_particles(0.2), 0.6 * two_particles(0.7)])
@@ -116,6 +120,7 @@ def _inferred_step(ctx, state, t, table, ys):
     ctx.sample("block", ppl.normalize(ppl.Target(block, (state, ys[t], table)), Importance(2)))
 
 
+@SLOW
 def test_inference_as_the_proposal_of_a_filter():
     model = ppl.StateSpace(_start, _outer_step, 2)
     target = ppl.Target(model, (jnp.asarray(TABLE, float), jnp.array([1, 0])))
@@ -137,6 +142,7 @@ def _filtered(ctx, smc, table, factors):
     ctx.sample("text", ppl.normalize(ppl.Target(model, (table, factors)), smc))
 
 
+@SLOW
 def test_a_filter_as_the_proposal_of_importance_sampling():
     inner_smc = SMC(2, tiny.resampler(inference.SSP, 0.9), tiny.STEP)
     proposal = ppl.bind(ppl.Proposal(init=_filtered), inner_smc)
@@ -172,6 +178,7 @@ class Densities(eqx.Module):
         return jnp.concatenate([inverse, hit.astype(float), w])
 
 
+@SLOW
 @pytest.mark.parametrize("filtered", [False, True])
 def test_marginal(filtered):
     # No run can die: a dead one has no 1/w, so that E[1/w | x] = P(Z-hat > 0) / p(x).
@@ -254,6 +261,7 @@ def exact_oracle():
     return inference.exact.enumerate(ppl.Target(oracle, (jnp.asarray(TABLE, float),)))
 
 
+@SLOW
 @pytest.mark.parametrize("redraw", [False, True])
 def test_metropolis_hastings_is_pseudo_marginal(redraw):
     """Estimates of the current state are kept; making them anew is rejected."""

@@ -58,7 +58,11 @@ def name(case):
     )
 
 
-@pytest.mark.parametrize("case", CASES, ids=name)
+# A third of the cases in every run, all of them in CI.
+SOME = [c if i % 3 == 0 else pytest.param(c, marks=pytest.mark.slow) for i, c in enumerate(CASES)]
+
+
+@pytest.mark.parametrize("case", SOME, ids=[name(case) for case in CASES])
 def test_properly_weighted(case):
     n, proposal, resampler, threshold, factors, reject = case
     smc = SMC(n, tiny.resampler(resampler, threshold), proposal)

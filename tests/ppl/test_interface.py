@@ -97,7 +97,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = {"call", "done"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES],
+)
 def test_laws(name):
     program, args, selection = CASES[name]
     laws.interface(KEY, program, *args, selection=selection).check()
