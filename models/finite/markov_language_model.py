@@ -1,8 +1,10 @@
 """A Markov model behind the language-model protocol: code for language models, tested exactly."""
 
+from collections.abc import Sequence
+
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..language.protocol import LanguageModel, Prefix, State
 from ..language.tokenizer import Tokenizer
@@ -36,16 +38,28 @@ class MarkovLanguageModel(LanguageModel):
         """See `LanguageModel.prefill`."""
         return Prefix((), length, self.table[tokens[length - 1]])
 
-    def start(self, prefix: Prefix, max_tokens: int) -> State:
+    def join(self, caches: Sequence[PyTree]) -> tuple[PyTree, Int[Array, "K"]]:
+        """See `LanguageModel.join`."""
+        return (), jnp.zeros(len(caches), jnp.int32)
+
+    def start(self, prefix: Prefix, max_tokens: int, gaps: bool = False) -> State:
         """See `LanguageModel.start`."""
         self.check_room(prefix, max_tokens)
-        return State(prefix.logits, ())
+        return State(prefix.logits, (), None, jnp.zeros(max_tokens, bool) if gaps else None)
 
     def advance(
-        self, prefix: Prefix, state: State, token: Int[Array, ""], slot: Int[Array, ""]
+        self,
+        prefix: Prefix,
+        state: State,
+        token: Int[Array, ""],
+        slot: Int[Array, ""],
+        write: bool | Bool[Array, ""] = True,
     ) -> State:
         """See `LanguageModel.advance`."""
-        return State(self.table[token], ())
+        written, logits = state.marked(slot, write), self.table[token]
+        if write is not True:
+            logits = jnp.where(write, logits, state.logits)
+        return State(logits, (), None, written)
 
     def replay(
         self, prefix: Prefix, tokens: Int[Array, "T"], count: Int[Array, ""], max_tokens: int

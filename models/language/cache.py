@@ -56,8 +56,10 @@ def merge(one: Part, other: Part) -> Float[Array, "H G T D"]:
     return (a[..., None] * one.output + b[..., None] * other.output) / total[..., None]
 
 
-def attend_filled(query: Query, cache: Cache, slot: Int[Array, ""]) -> Part:
-    """Attention of one query (T = 1) over suffix slots 0, ..., `slot`.
+def attend_filled(
+    query: Query, cache: Cache, slot: Int[Array, ""], written: Bool[Array, "S"] | None = None
+) -> Part:
+    """Attention of one query (T = 1) over suffix slots 0, ..., `slot`; those `written`, if given.
 
     Only the filled slots, rounded up to a bucket of 16, are read. `slot` must not be batched under
     `vmap`: then the choice of bucket stays a branch.
@@ -66,6 +68,8 @@ def attend_filled(query: Query, cache: Cache, slot: Int[Array, ""]) -> Part:
 
     def over(size: int) -> Part:
         visible = (jnp.arange(size, dtype=slot.dtype) <= slot)[None, :]
+        if written is not None:
+            visible = visible & written[None, :size]
         return attend(query, Cache(cache.keys[:, :size], cache.values[:, :size]), visible)
 
     sizes = [min(size, slots) for size in range(BUCKET, slots + BUCKET, BUCKET)]

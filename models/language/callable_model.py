@@ -4,13 +4,13 @@ Each step recomputes the whole padded sequence, so it costs O(context) network p
 small models and for checking a cached implementation, slow for large ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .protocol import LanguageModel, Prefix, State
 from .tokenizer import Tokenizer
@@ -46,9 +46,10 @@ class CallableModel(LanguageModel):
         self, prefix: Prefix, suffix: Int[Array, "T"]
     ) -> tuple[Float[Array, "S V"], Int[Array, "T"]]:
         """Logits of prompt and suffix on end, and where in them each suffix token stands."""
-        size = min(prefix.cache.shape[0] + suffix.shape[0], self.context)
+        prompt = prefix.cache if prefix.place is None else prefix.cache[prefix.place]
+        size = min(prompt.shape[0] + suffix.shape[0], self.context)
         places = prefix.length + jnp.arange(suffix.shape[0], dtype=jnp.int32)
-        text = jnp.zeros(size, jnp.int32).at[: prefix.cache.shape[0]].set(prefix.cache)
+        text = jnp.zeros(size, jnp.int32).at[: prompt.shape[0]].set(prompt)
         text = text.at[places].set(suffix.astype(jnp.int32), mode="drop")
         return self.apply(self.params, text), places
 
@@ -56,18 +57,38 @@ class CallableModel(LanguageModel):
         """See `LanguageModel.prefill`."""
         return Prefix(tokens, length, self.apply(self.params, tokens)[length - 1])
 
-    def start(self, prefix: Prefix, max_tokens: int) -> State:
+    def join(self, caches: Sequence[Array]) -> tuple[Array, Int[Array, "K"]]:
+        """See `LanguageModel.join`: one row a prompt, of the longest one's length."""
+        size = max(tokens.shape[0] for tokens in caches)
+        rows = [jnp.zeros(size, jnp.int32).at[: x.shape[0]].set(x) for x in caches]
+        return jnp.stack(rows), jnp.arange(len(rows), dtype=jnp.int32)
+
+    def start(self, prefix: Prefix, max_tokens: int, gaps: bool = False) -> State:
         """See `LanguageModel.start`."""
         self.check_room(prefix, max_tokens)
-        return State(prefix.logits, jnp.zeros(max_tokens, jnp.int32))
+        written = jnp.zeros(max_tokens, bool) if gaps else None
+        return State(prefix.logits, jnp.zeros(max_tokens, jnp.int32), None, written)
 
     def advance(
-        self, prefix: Prefix, state: State, token: Int[Array, ""], slot: Int[Array, ""]
+        self,
+        prefix: Prefix,
+        state: State,
+        token: Int[Array, ""],
+        slot: Int[Array, ""],
+        write: bool | Bool[Array, ""] = True,
     ) -> State:
         """See `LanguageModel.advance`."""
-        suffix = state.cache.at[slot].set(token.astype(jnp.int32))
+        written = state.marked(slot, write)
+        before = slot if state.written is None else jnp.sum(state.written, dtype=jnp.int32)
+        new = token.astype(jnp.int32)
+        if write is not True:
+            new = jnp.where(write, new, state.cache[before])
+        suffix = state.cache.at[before].set(new)
         logits, places = self._all_logits(prefix, suffix)
-        return State(logits[places[slot]], suffix)
+        logits = logits[places[before]]
+        if write is not True:
+            logits = jnp.where(write, logits, state.logits)
+        return State(logits, suffix, None, written)
 
     def replay(
         self, prefix: Prefix, tokens: Int[Array, "T"], count: Int[Array, ""], max_tokens: int

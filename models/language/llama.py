@@ -5,13 +5,13 @@ al., 2023 (arXiv:2305.13245); rotary positions by Su et al., 2021 (arXiv:2104.09
 Layers are unrolled and each has a cache of its own, so that XLA writes them in place.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .cache import Cache, Part, Query, attend, attend_filled, merge, write
 from .protocol import LanguageModel, Prefix, State
@@ -100,9 +100,11 @@ class Llama(LanguageModel):
         empty = jnp.zeros((self.config.kv_heads, slots, self.config.head_dim), self.embedding.dtype)
         return tuple(Cache(empty, empty) for _ in self.layers)
 
-    def _logits(self, x: Float[Array, "*T d"]) -> Float[Array, "*T V"]:
+    def _read(self, x: Float[Array, "*T d"]) -> tuple[Float[Array, "*T V"], Float[Array, "*T d"]]:
+        """Logits, and the vectors that they are read from."""
         head = self.embedding if self.head is None else self.head
-        return _norm(x, self.norm, self.config.norm_eps) @ head.T
+        hidden = _norm(x, self.norm, self.config.norm_eps)
+        return hidden @ head.T, hidden
 
     def _decode(
         self,
@@ -144,26 +146,47 @@ class Llama(LanguageModel):
 
         zero = jnp.zeros((), jnp.int32)
         x, caches = self._decode(tokens, positions, zero, self._empty(size), attention)
-        return Prefix(caches, length, self._logits(x[length - 1]))
+        return Prefix(caches, length, *self._read(x[length - 1]))
 
-    def start(self, prefix: Prefix, max_tokens: int) -> State:
+    def join(
+        self, caches: Sequence[tuple[Cache, ...]]
+    ) -> tuple[tuple[Cache, ...], Int[Array, "K"]]:
+        """See `LanguageModel.join`: slots one after the other; a place is the first of its own."""
+        sizes = [layers[0].keys.shape[1] for layers in caches]
+        joined = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *caches)
+        return joined, jnp.asarray([sum(sizes[:i]) for i in range(len(sizes))], jnp.int32)
+
+    def start(self, prefix: Prefix, max_tokens: int, gaps: bool = False) -> State:
         """See `LanguageModel.start`."""
         self.check_room(prefix, max_tokens)
-        return State(prefix.logits, self._empty(_slots(max_tokens)))
+        slots = _slots(max_tokens)
+        written = jnp.zeros(slots, bool) if gaps else None
+        return State(prefix.logits, self._empty(slots), prefix.hidden, written)
 
     def advance(
-        self, prefix: Prefix, state: State, token: Int[Array, ""], slot: Int[Array, ""]
+        self,
+        prefix: Prefix,
+        state: State,
+        token: Int[Array, ""],
+        slot: Int[Array, ""],
+        write: bool | Bool[Array, ""] = True,
     ) -> State:
         """See `LanguageModel.advance`."""
+        slot = slot.astype(jnp.int32)
+        written = state.marked(slot, write)
+        before = slot if state.written is None else jnp.sum(state.written, dtype=jnp.int32)
 
         def attention(index: int, query: Query, cache: Cache) -> Array:
-            own = attend_filled(query, cache, slot)
+            own = attend_filled(query, cache, slot, written)
             return merge(self._over_prefix(prefix, index, query), own)
 
-        slot = slot.astype(jnp.int32)
-        positions = (prefix.length + slot)[None]
+        positions = (prefix.length + before)[None]
         x, caches = self._decode(token[None], positions, slot, state.cache, attention)
-        return State(self._logits(x[0]), caches)
+        logits, hidden = self._read(x[0])
+        if write is not True:
+            logits = jnp.where(write, logits, state.logits)
+            hidden = hidden if state.hidden is None else jnp.where(write, hidden, state.hidden)
+        return State(logits, caches, hidden, written)
 
     def replay(
         self, prefix: Prefix, tokens: Int[Array, "T"], count: Int[Array, ""], max_tokens: int
@@ -175,8 +198,10 @@ class Llama(LanguageModel):
         if tokens.shape[0] == 0:
             return self.start(prefix, max_tokens)
         x, caches = self._suffix(prefix, tokens, _slots(max_tokens))
-        last = self._logits(x[jnp.maximum(count - 1, 0)])
-        return State(jnp.where(count == 0, prefix.logits, last), caches)
+        logits, hidden = self._read(x[jnp.maximum(count - 1, 0)])
+        if prefix.hidden is not None:
+            hidden = jnp.where(count == 0, prefix.hidden, hidden)
+        return State(jnp.where(count == 0, prefix.logits, logits), caches, hidden)
 
     def log_probs(self, prefix: Prefix, tokens: Int[Array, "T"]) -> Float[Array, "T"]:
         """See `LanguageModel.log_probs`."""
@@ -185,7 +210,7 @@ class Llama(LanguageModel):
 
         def scored(inputs: tuple[Array, Array]) -> Array:
             hidden, token = inputs
-            logits = self._logits(hidden)
+            logits, _ = self._read(hidden)
             return logits[token] - jax.nn.logsumexp(logits)
 
         first = prefix.logits[tokens[0]] - jax.nn.logsumexp(prefix.logits)
@@ -207,7 +232,10 @@ class Llama(LanguageModel):
     def _over_prefix(self, prefix: Prefix, index: int, query: Query) -> Part:
         cache = prefix.cache[index]
         slots = cache.keys.shape[1]
-        visible = jnp.arange(slots, dtype=jnp.int32) < prefix.length
+        number = jnp.arange(slots, dtype=jnp.int32)
+        visible = number < prefix.length
+        if prefix.place is not None:
+            visible = (number >= prefix.place) & (number < prefix.place + prefix.length)
         return attend(query, cache, jnp.broadcast_to(visible, (query.shape[2], slots)))
 
 

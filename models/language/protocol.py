@@ -9,10 +9,11 @@ import abc
 from collections.abc import Mapping, Sequence
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .tokenizer import Tokenizer
 
@@ -23,22 +24,62 @@ class Prefix(eqx.Module):
     """A prompt that has been read; shared by all particles.
 
     `cache` is the model's own memory of it, `length` its number of tokens, `logits` the logits of
-    the next token.
+    the next token, `hidden` the vector that they are read from (None where a model has none).
+    `place` says where in a cache of several prompts this one is; see `Prompts`.
     """
 
     cache: PyTree
     length: Int[Array, ""]
     logits: Float[Array, "V"]
+    hidden: Float[Array, "D"] | None = None
+    place: Int[Array, ""] | None = None
+
+
+class Prompts(eqx.Module):
+    """Several prompts that have been read, to be chosen from by each particle: `lm.prompts`.
+
+    The joint `cache` is stored once, however many particles choose from it.
+    """
+
+    cache: PyTree
+    length: Int[Array, "K"]
+    logits: Float[Array, "K V"]
+    hidden: Float[Array, "K D"] | None
+    place: Int[Array, "K"]
+
+    def __len__(self) -> int:
+        return self.length.shape[0]
+
+    def choose(self, index: Int[Array, ""]) -> Prefix:
+        """Prompt number `index`, which may differ between particles."""
+        hidden = None if self.hidden is None else self.hidden[index]
+        at = self.length[index], self.logits[index], hidden, self.place[index]
+        return Prefix(self.cache, *at)
 
 
 class State(eqx.Module):
     """One particle after some suffix tokens: next-token `logits` and the model's `cache` of them.
 
-    Both are large and a function of the tokens: carry them, never record them.
+    Both are large and a function of the tokens: carry them, never record them. `hidden` is the
+    vector that the logits are read from, for heads of other kinds (None where a model has none).
+    `written` says which slots hold a token of this particle; None: all so far.
     """
 
     logits: Float[Array, "V"]
     cache: PyTree
+    hidden: Float[Array, "D"] | None = None
+    written: Bool[Array, "S"] | None = None
+
+    def marked(self, slot: Int[Array, ""], write: bool | Bool[Array, ""]) -> Array | None:
+        """`written` with this slot filled in; ValueError if the state was started without gaps."""
+        if self.written is not None:
+            return self.written.at[slot].set(write)
+        if write is not True:
+            raise ValueError(
+                "this state counts every slot as written: start it with lm.start(prefix, "
+                "max_tokens, gaps=True) to advance with write="
+            )
+        return None
 
 
 class LanguageModel(eqx.Module):
@@ -46,7 +87,9 @@ class LanguageModel(eqx.Module):
 
     Law: `start`, then `advance` with tokens y_0, ..., y_{s-1} at slots 0, ..., s-1, leaves in
     `logits` those of p(y_s | prompt, y_0, ..., y_{s-1}); `replay` gives the same state at once and
-    `log_probs` the same conditionals (to 1e-4 in float32).
+    `log_probs` the same conditionals (to 1e-4 in float32). A slot is the same for all particles,
+    because it is where they all write; a particle that has nothing to write at one leaves a gap
+    there (`write` false), and its text is what it has written, gaps left out.
     """
 
     tokenizer: eqx.AbstractVar[Tokenizer | None]
@@ -59,17 +102,31 @@ class LanguageModel(eqx.Module):
         """Read the first `length` (at least 1) of the padded prompt `tokens`."""
 
     @abc.abstractmethod
-    def start(self, prefix: Prefix, max_tokens: int) -> State:
+    def join(self, caches: Sequence[PyTree]) -> tuple[PyTree, Int[Array, "K"]]:
+        """The caches of several prompts as one, and the `place` of each in it."""
+
+    @abc.abstractmethod
+    def start(self, prefix: Prefix, max_tokens: int, gaps: bool = False) -> State:
         """The state before any suffix token, with room for `max_tokens` of them.
 
-        Raises ValueError if prompt and `max_tokens` exceed the context (seen outside `jit`).
+        With `gaps`, `advance` takes `write` and `max_tokens` is the number of slots. Raises
+        ValueError if prompt and `max_tokens` exceed the context (seen outside `jit`).
         """
 
     @abc.abstractmethod
     def advance(
-        self, prefix: Prefix, state: State, token: Int[Array, ""], slot: Int[Array, ""]
+        self,
+        prefix: Prefix,
+        state: State,
+        token: Int[Array, ""],
+        slot: Int[Array, ""],
+        write: bool | Bool[Array, ""] = True,
     ) -> State:
-        """Append `token` as suffix token number `slot` (the same for all particles)."""
+        """Append `token` at suffix slot number `slot` (the same for all particles, and ascending).
+
+        Where `write` is false nothing is appended: the slot stays empty and the logits as they
+        were. That needs a state with gaps.
+        """
 
     @abc.abstractmethod
     def replay(
@@ -88,7 +145,21 @@ class LanguageModel(eqx.Module):
         """
         return _prefill(self, *encode_prompt(self, prompt, bucket))
 
-    def check_room(self, prefix: Prefix, max_tokens: int) -> None:
+    def prompts(self, prompts: Sequence[Prompt], bucket: int = 64) -> Prompts:
+        """Read several prompts, for particles that choose theirs: `Prompts.choose`.
+
+        Attention then looks at the slots of all of them, with weight exactly zero outside the
+        chosen one: each token costs as if the prompts were one, and nothing is copied.
+        """
+        read = [self.prompt(prompt, bucket) for prompt in prompts]
+        if not read:
+            raise ValueError("give at least one prompt to choose from")
+        cache, place = self.join([prefix.cache for prefix in read])
+        each = [(prefix.length, prefix.logits, prefix.hidden) for prefix in read]
+        length, logits, hidden = jax.tree.map(lambda *xs: jnp.stack(xs), *each)
+        return Prompts(cache, length, logits, hidden, place)
+
+    def check_room(self, prefix: Prefix | Prompts, max_tokens: int) -> None:
         """Raise ValueError if prompt and `max_tokens` exceed the context; silent under `jit`."""
         if isinstance(prefix.length, Tracer):
             return
