@@ -162,6 +162,10 @@ class Driver(eqx.Module):
         if self.annealing is not None and not self.annealing.keeps_target:
             log_evidence = jnp.full_like(log_evidence, jnp.nan)
             log_evidence_history = jnp.full_like(log_evidence_history, jnp.nan)
+        broken = status.code == NAN
+        log_evidence = jnp.where(broken, jnp.nan, log_evidence)
+        after = jnp.arange(self.length + 1) > status.step
+        log_evidence_history = jnp.where(broken & after, jnp.nan, log_evidence_history)
         return Particles(
             choices=choices,
             log_weights=log_weights,
@@ -283,7 +287,8 @@ class Driver(eqx.Module):
         if self.resampler is None:
             return population, identity, jnp.zeros((), bool)
         resampler = self.resampler
-        drawn_by = population.priority
+        # What became NaN is never selected: the status says it, the others go on.
+        drawn_by = jnp.where(jnp.isnan(population.priority), -jnp.inf, population.priority)
         wanted = resampler.needed(drawn_by) & ~self.all_done(population)
 
         def draw(moving):

@@ -2,10 +2,12 @@
 
 from . import finite as finite
 from . import language as language
+from .language import Generation as Generation
 from .language import LanguageModel as LanguageModel
 from .language import Prefix as Prefix
 from .language import Reading as Reading
 from .language import Text as Text
+from .language import Vocabulary as Vocabulary
 from .language import ended as ended
 from .language import from_callable as from_callable
 from .language import from_nnx as from_nnx

@@ -24,6 +24,7 @@ from .hot import Hot as Hot
 from .nested import marginal as marginal
 from .nested import normalize as normalize
 from .partial import Partial as Partial
+from .potential import Potential as Potential
 from .program import Program as Program
 from .program import bind as bind
 from .program import program as program

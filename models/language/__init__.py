@@ -19,7 +19,9 @@ from .reading import texts as texts
 from .safetensors_file import SafetensorsError as SafetensorsError
 from .tokenizer import Tokenizer as Tokenizer
 from .tokenizer import TokenizerError as TokenizerError
+from .vocabulary import Vocabulary as Vocabulary
 from .vocabulary import token_table as token_table
+from .writing import Generation as Generation
 from .writing import Text as Text
 from .writing import ended as ended
 from .writing import generation as generation

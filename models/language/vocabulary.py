@@ -1,12 +1,84 @@
-"""Tables over the vocabulary: what a rule about text says of each token."""
+"""The vocabulary: the texts of tokens, and tables of what a rule says of each."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from .protocol import LanguageModel
+from .tokenizer import Tokenizer
+
+
+class Vocabulary:
+    """Bytes of each token, and which token ends a text; hashable.
+
+    `token_bytes` has one entry a token; tokens in `forbidden` (a model's special tokens) and empty
+    ones are no text, the token `eos` is the end. A model without a tokenizer has no `token_bytes`:
+    to ask for them is a ValueError.
+    """
+
+    def __init__(
+        self, token_bytes: Sequence[bytes] | None, eos: int, forbidden: Sequence[int] = ()
+    ):
+        if token_bytes is not None and not 0 <= eos < len(token_bytes):
+            raise ValueError(f"eos is one of {len(token_bytes)} tokens, got {eos}")
+        self._bytes = None if token_bytes is None else tuple(bytes(b) for b in token_bytes)
+        self.eos = int(eos)
+        self.forbidden = frozenset(int(i) for i in forbidden) - {self.eos}
+        self._key = (self._bytes, self.eos, self.forbidden)
+
+    @staticmethod
+    def of(lm: LanguageModel) -> "Vocabulary":
+        """The vocabulary of a language model; logits beyond the tokenizer's tokens are no text."""
+        if lm.tokenizer is None:
+            return Vocabulary(None, lm.eos)
+        return _of_tokenizer(lm.tokenizer, lm.vocab_size, lm.eos)
+
+    @property
+    def token_bytes(self) -> tuple[bytes, ...]:
+        """Bytes of each token."""
+        if self._bytes is None:
+            raise ValueError(
+                "this model has no tokenizer, so its tokens have no texts: put the potential on a "
+                "vocabulary of your own with potential.over(Vocabulary(token_bytes, eos))"
+            )
+        return self._bytes
+
+    @property
+    def size(self) -> int:
+        """Number of tokens."""
+        return len(self.token_bytes)
+
+    @functools.cached_property
+    def texts(self) -> tuple[int, ...]:
+        """The tokens that are text: neither the end nor forbidden nor empty."""
+        return tuple(
+            i
+            for i, raw in enumerate(self.token_bytes)
+            if raw and i != self.eos and i not in self.forbidden
+        )
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash(self._key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Vocabulary) and self._key == other._key)
+
+    def __repr__(self) -> str:
+        tokens = "no texts" if self._bytes is None else f"{len(self._bytes)} tokens"
+        return f"Vocabulary({tokens}, eos={self.eos})"
+
+
+@functools.lru_cache(maxsize=8)
+def _of_tokenizer(tokenizer: Tokenizer, size: int, eos: int) -> Vocabulary:
+    raw = list(tokenizer.token_bytes) + [b""] * (size - tokenizer.vocab_size)
+    return Vocabulary(raw, eos, tokenizer.special_ids)
 
 
 def token_table(lm: LanguageModel, rule: Callable[[str], bool | float]) -> Array:

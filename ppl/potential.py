@@ -1,0 +1,252 @@
+"""Potentials: weights of sequences, multiplied, divided and raised to powers, one symbol at a time.
+
+The algebra and the contract of prefix and complete weights are those of Loula et al. (2025),
+"Syntactic and semantic control of large language models via sequential Monte Carlo", section 2.
+"""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+
+from .errors import ProgramError
+from .hot import map_cold
+
+Remaining = Int[Array, ""] | None
+
+
+class Potential(eqx.Module):
+    """Weighs sequences of symbols; `model * potential` is the model with these weights.
+
+    A sequence x ends with an end symbol, which is no part of x. `log_complete` says what x weighs
+    when it ends (nats), and that alone decides the target. `log_prefix` says what x weighs while
+    it is written: it decides which particles are kept on the way, as a telescoping product, and
+    must be -inf only where every continuation weighs zero. `remaining` is the number of symbols
+    that may still come, the end symbol included, or None for no limit.
+
+    The state that is carried is a pytree; large parts of it go into `ppl.Hot`. Symbols are token
+    ids once `over` has put the potential on a vocabulary. `context`, for a potential with
+    `reads_model`, is the state of the model that the symbol was drawn in.
+    """
+
+    @property
+    def reads_model(self) -> bool:
+        """Does it need `context`?"""
+        return False
+
+    @abc.abstractmethod
+    def start(self, length: int) -> PyTree:
+        """The state of the empty sequence, to which at most `length` symbols will come."""
+
+    @abc.abstractmethod
+    def advance(self, state: PyTree, symbol: Int[Array, ""], context: Any = None) -> PyTree:
+        """The state after one more symbol that is not the end."""
+
+    @abc.abstractmethod
+    def log_prefix(self, state: PyTree, remaining: Remaining = None) -> Float[Array, ""]:
+        """Log weight of what is written, as the beginning of something; nats."""
+
+    @abc.abstractmethod
+    def log_complete(self, state: PyTree, context: Any = None) -> Float[Array, ""]:
+        """Log weight of what is written, as a whole; nats."""
+
+    def log_next(self, state: PyTree, remaining: Remaining = None) -> Float[Array, "V"] | None:
+        """What each next symbol does to the log weight, if that is known for all of them at once.
+
+        `log_prefix` after it less `log_prefix` now, and for the end symbol `log_complete` less
+        `log_prefix`. Draws are guided by it; one that is wrong is corrected by the weights, where
+        it is not -inf.
+        """
+        return None
+
+    def over(self, vocabulary: Any) -> "Potential":
+        """The same potential on the tokens of a vocabulary; itself if it is on tokens already."""
+        return self
+
+    def weigh(
+        self,
+        state: PyTree,
+        symbol: Int[Array, ""],
+        ended: Bool[Array, ""],
+        remaining: Remaining = None,
+        context: Any = None,
+    ) -> tuple[PyTree, Float[Array, ""]]:
+        """The state after a symbol (the end symbol if `ended`) and the log weight that it adds."""
+        new = self.advance(state, symbol, context)
+        before = self.log_prefix(state, remaining)
+        later = None if remaining is None else remaining - 1
+        after = jnp.where(ended, self.log_complete(state, context), self.log_prefix(new, later))
+        state = map_cold(lambda x, old: jnp.where(ended, old, x), new, state)
+        possible = ~(jnp.isneginf(after) | jnp.isneginf(before))
+        gain = jnp.where(possible, after, 0.0) - jnp.where(possible, before, 0.0)
+        return state, jnp.where(possible, gain, -jnp.inf)
+
+    def __mul__(self, other: Any) -> "Potential":
+        """The product of two potentials."""
+        if not isinstance(other, Potential):
+            return NotImplemented
+        return Product((*_factors(self), *_factors(other)))
+
+    def __truediv__(self, other: Any) -> "Potential":
+        """This potential divided by another."""
+        return Quotient(self, other) if isinstance(other, Potential) else NotImplemented
+
+    def __pow__(self, exponent: ArrayLike) -> "Potential":
+        """Prefix and complete weights to a power; a weight of zero stays zero."""
+        exponent = jnp.asarray(exponent, dtype=float)
+        if exponent.shape:
+            raise ProgramError(f"the power of a potential is one number, got {exponent.shape}")
+        return Power(self, exponent)
+
+
+def _factors(potential: Potential) -> tuple[Potential, ...]:
+    return potential.factors if isinstance(potential, Product) else (potential,)
+
+
+class Product(Potential):
+    """The product of potentials: `p * q`. Its `log_next` is of the factors that have one."""
+
+    factors: tuple[Potential, ...]
+
+    @property
+    def reads_model(self) -> bool:
+        """Does one of the factors?"""
+        return any(p.reads_model for p in self.factors)
+
+    def start(self, length):
+        """See `Potential.start`."""
+        return tuple(p.start(length) for p in self.factors)
+
+    def advance(self, state, symbol, context=None):
+        """See `Potential.advance`."""
+        return tuple(
+            p.advance(s, symbol, context) for p, s in zip(self.factors, state, strict=True)
+        )
+
+    def log_prefix(self, state, remaining=None):
+        """See `Potential.log_prefix`."""
+        return _sum(p.log_prefix(s, remaining) for p, s in zip(self.factors, state, strict=True))
+
+    def log_complete(self, state, context=None):
+        """See `Potential.log_complete`."""
+        return _sum(p.log_complete(s, context) for p, s in zip(self.factors, state, strict=True))
+
+    def log_next(self, state, remaining=None):
+        """See `Potential.log_next`."""
+        each = [p.log_next(s, remaining) for p, s in zip(self.factors, state, strict=True)]
+        known = [x for x in each if x is not None]
+        return _sum(known) if known else None
+
+    def over(self, vocabulary):
+        """See `Potential.over`."""
+        return Product(tuple(p.over(vocabulary) for p in self.factors))
+
+
+class Power(Potential):
+    """A potential to a power: `p ** exponent`; of the weight of each prefix, not of a whole law."""
+
+    base: Potential
+    exponent: Float[Array, ""]
+
+    @property
+    def reads_model(self) -> bool:
+        """Does the base?"""
+        return self.base.reads_model
+
+    def start(self, length):
+        """See `Potential.start`."""
+        return self.base.start(length)
+
+    def advance(self, state, symbol, context=None):
+        """See `Potential.advance`."""
+        return self.base.advance(state, symbol, context)
+
+    def log_prefix(self, state, remaining=None):
+        """See `Potential.log_prefix`."""
+        return self._raised(self.base.log_prefix(state, remaining))
+
+    def log_complete(self, state, context=None):
+        """See `Potential.log_complete`."""
+        return self._raised(self.base.log_complete(state, context))
+
+    def log_next(self, state, remaining=None):
+        """See `Potential.log_next`."""
+        known = self.base.log_next(state, remaining)
+        return None if known is None else self._raised(known)
+
+    def over(self, vocabulary):
+        """See `Potential.over`."""
+        return Power(self.base.over(vocabulary), self.exponent)
+
+    def _raised(self, log_weight):
+        possible = ~jnp.isneginf(log_weight)
+        raised = self.exponent.astype(log_weight.dtype) * jnp.where(possible, log_weight, 0.0)
+        return jnp.where(possible, raised, -jnp.inf)
+
+
+class Quotient(Potential):
+    """One potential divided by another: `p / q`; zero where p is, NaN where only q is zero."""
+
+    top: Potential
+    bottom: Potential
+
+    @property
+    def reads_model(self) -> bool:
+        """Does one of the two?"""
+        return self.top.reads_model or self.bottom.reads_model
+
+    def start(self, length):
+        """See `Potential.start`."""
+        return self.top.start(length), self.bottom.start(length)
+
+    def advance(self, state, symbol, context=None):
+        """See `Potential.advance`."""
+        top, bottom = state
+        return (
+            self.top.advance(top, symbol, context),
+            self.bottom.advance(bottom, symbol, context),
+        )
+
+    def log_prefix(self, state, remaining=None):
+        """See `Potential.log_prefix`."""
+        return _ratio(
+            self.top.log_prefix(state[0], remaining), self.bottom.log_prefix(state[1], remaining)
+        )
+
+    def log_complete(self, state, context=None):
+        """See `Potential.log_complete`."""
+        return _ratio(
+            self.top.log_complete(state[0], context), self.bottom.log_complete(state[1], context)
+        )
+
+    def log_next(self, state, remaining=None):
+        """See `Potential.log_next`."""
+        top = self.top.log_next(state[0], remaining)
+        bottom = self.bottom.log_next(state[1], remaining)
+        if top is None or bottom is None:
+            return top
+        return _ratio(top, bottom)
+
+    def over(self, vocabulary):
+        """See `Potential.over`."""
+        return Quotient(self.top.over(vocabulary), self.bottom.over(vocabulary))
+
+
+def _sum(terms: Any) -> Array:
+    """The sum of log weights; -inf where one is, whatever the others are."""
+    terms = list(terms)
+    dtype = np.result_type(*(x.dtype for x in terms))
+    total = jnp.zeros((), dtype)
+    for term in terms:
+        total = total + term.astype(dtype)
+    impossible = jnp.stack([jnp.isneginf(x) for x in terms]).any(0)
+    return jnp.where(impossible, -jnp.inf, total)
+
+
+def _ratio(top: Array, bottom: Array) -> Array:
+    possible = ~jnp.isneginf(top)
+    known = jnp.where(jnp.isneginf(bottom), jnp.nan, bottom)
+    return jnp.where(possible, jnp.where(possible, top, 0.0) - known.astype(top.dtype), -jnp.inf)
