@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray
 from ..ppl.combinators.branches import any_member
 from ..ppl.feynman_kac import FeynmanKac, Moved, Retained
 from ..ppl.hot import drop_hot
+from ..ppl.keys import particle_key
 from ..ppl.partial import Choices, Given, where_leading
 from ..ppl.state_space import check_names
 from ..ppl.status import DEAD, NAN, UNSUPPORTED, Status
@@ -31,7 +32,7 @@ from .resampling import Resampler, effective_sample_size, is_dead
 
 # What resampling rearranges. The store is not among it: a branch would copy what it hands through.
 _MOVING = ("state", "log_weights", "lengths", "log_potential", "log_priority", "position")
-# Keys of a step beside those of its particles, which are 0 to n - 1.
+# Keys of a step beside those of its particles, which are `particle_key(key, i)`.
 _RESAMPLE, _KERNEL, _TWIST = 0xFFFFFFFF, 0xFFFFFFFE, 0xFFFFFFFD
 
 
@@ -65,7 +66,7 @@ class Driver(eqx.Module):
 
         def move(i):
             here = None if retained is None else Retained(retained, i == position)
-            return self.fk.init(jax.random.fold_in(key_move, i), fixed, here)
+            return self.fk.init(particle_key(key_move, i), fixed, here)
 
         moved = self.mapping.over(move, jnp.arange(n))
         kept = self._keep(moved)
@@ -193,15 +194,13 @@ class Driver(eqx.Module):
         retained: Given | None,
     ) -> Population:
         """Step t, with the rows of the constraints and of the retained choices at t."""
-        # Particle i has fold_in(key, i): on a CPU a hash costs as much as fifty array operations.
         population, ancestors, resampled = self._resample(key, population)
         log_weights, position = population.log_weights, population.position
 
         def move(i, state):
             here = None if retained is None else Retained(retained, i == position)
-            return self.fk.step(
-                jax.random.fold_in(key, i), fixed, state, t, here
-            ), ~self.fk.model.finished(state)
+            moved = self.fk.step(particle_key(key, i), fixed, state, t, here)
+            return moved, ~self.fk.model.finished(state)
 
         moved, active = self.mapping.over(move, jnp.arange(self.n_particles), population.state)
         alive = ~jnp.isneginf(log_weights)
@@ -263,7 +262,7 @@ class Driver(eqx.Module):
             key = jax.random.fold_in(key, _TWIST)
 
             def psi(i, state):
-                return self.fk.log_psi(jax.random.fold_in(key, i), state, t)
+                return self.fk.log_psi(particle_key(key, i), state, t)
 
             log_psi = self.mapping.over(psi, jnp.arange(self.n_particles), population.state)
             log_psi = log_psi.astype(log_weights.dtype)

@@ -13,6 +13,7 @@ from . import distributions
 from .errors import ProgramError, site_name
 from .estimated import EstimatedDistribution
 from .generative import GenerativeFunction, Outcome, Request
+from .keys import plain_key
 from .partial import Given, Partial, as_value, where_leading
 from .tracing import trace_state
 
@@ -41,6 +42,7 @@ class Context:
         self._check_given(name, given)
         key = self._key_for(name)
         if isinstance(distribution, EstimatedDistribution):
+            key = None if key is None else plain_key(key)
             value, log_prob = self._estimated(name, key, distribution, given)
         elif isinstance(distribution, dist.Distribution):
             value, log_prob = self._exact(name, key, distribution, given)

@@ -11,18 +11,22 @@ import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 from numpyro.distributions import constraints
 
-from .inverse_cdf import inverse_cdf
+from .inverse_cdf import inverse_cdf, inverse_counts
+from .keys import plain_key
+
+# Up to here a vocabulary is drawn from by comparisons alone.
+_FEW = 16
 
 
 class Token(dist.Distribution):
     """A categorical distribution made for vocabularies: masked, drawn with two uniforms.
 
     `logits` [..., V] are unnormalised, nats; tokens where `mask` [..., V] is false, or whose
-    logit is -inf, have probability zero and are never drawn. A draw inverts the cumulative sum in
-    two levels, block and token within the block, with independent uniforms, so that float32's 23
-    bits limit neither (tokens of probability below 1e-6 come up at their rate). If every token is
-    masked the distribution is empty: the draw is token 0 with log-probability -inf, which gives a
-    particle weight zero.
+    logit is -inf, have probability zero and are never drawn. A draw inverts the cumulative sum: in
+    whole numbers of 2^-32 for up to 16 tokens; for more in two levels, block and token within the
+    block, with independent uniforms, so that float32's 23 bits limit neither (tokens of
+    probability below 1e-6 come up at their rate). If every token is masked the distribution is
+    empty: the draw is token 0 with log-probability -inf, which gives a particle weight zero.
     """
 
     arg_constraints = {}  # -inf forbids a token, and NaN is passed on for the run to report
@@ -103,16 +107,33 @@ class Token(dist.Distribution):
         log_sum, top = self._log_sum(self._allowed())
         return log_sum + top
 
+    def _few(self, logits):
+        """A weight a token [...] relative to the largest logit, and that logit."""
+        columns = [logits[..., j] for j in range(logits.shape[-1])]
+        top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, columns))
+        top = jnp.where(jnp.isneginf(top), jnp.zeros_like(top), top)
+        return [jnp.exp(x - top) for x in columns], top
+
     def _log_sum(self, logits):
         """Log of the sum of exp(logits - top), and top: far from zero they do not add exactly."""
-        blocks, top = self._blocks(logits)
-        sums = blocks.sum(-1).sum(-1)
+        if logits.shape[-1] <= _FEW:
+            weights, top = self._few(logits)
+            sums = sum(weights[1:], weights[0])
+        else:
+            blocks, top = self._blocks(logits)
+            sums = blocks.sum(-1).sum(-1)
         empty = sums == 0
         return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, sums))), top
 
     def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Int[Array, "..."]:
         """Draws [sample_shape, batch], int32."""
-        blocks, _ = self._blocks(self._allowed())
+        logits = self._allowed()
+        if logits.shape[-1] <= _FEW:
+            shape = (*sample_shape, *self.batch_shape)
+            kind = jnp.uint64 if logits.dtype.itemsize == 8 else jnp.uint32
+            bits = jax.random.bits(key, shape, kind)
+            return inverse_counts([jnp.broadcast_to(w, shape) for w in self._few(logits)[0]], bits)
+        blocks, _ = self._blocks(logits)
         sums = blocks.sum(-1)
         empty = sums.sum(-1) == 0
 
@@ -137,8 +158,13 @@ class Token(dist.Distribution):
         n = logits.shape[-1]
         inside = (index[..., 0] >= 0) & (index[..., 0] < n)
         log_sum, top = (jnp.broadcast_to(x, shape) for x in self._log_sum(logits))
-        logits = jnp.broadcast_to(logits, shape + (n,))
-        at = jnp.take_along_axis(logits, index, axis=-1, mode="clip")[..., 0]
+        if n <= _FEW:
+            at = jnp.broadcast_to(logits[..., 0], shape)
+            for j in range(1, n):
+                at = jnp.where(index[..., 0] == j, jnp.broadcast_to(logits[..., j], shape), at)
+        else:
+            logits = jnp.broadcast_to(logits, shape + (n,))
+            at = jnp.take_along_axis(logits, index, axis=-1, mode="clip")[..., 0]
         possible = inside & ~jnp.isneginf(at)
         # The second `where` keeps gradients free of inf - inf.
         safe = jnp.where(possible, at - top - log_sum, 0.0)
@@ -171,10 +197,39 @@ def third_party(fn):
     return wrapped
 
 
+# What draws by inverting or comparing uniforms. Others may call for JAX's own kind of key (Poisson)
+# or be slow without it (gamma variates).
+_DIRECT = frozenset(
+    (
+        Token,
+        dist.Normal,
+        dist.Uniform,
+        dist.Exponential,
+        dist.Laplace,
+        dist.Logistic,
+        dist.Cauchy,
+        dist.Gumbel,
+        dist.MultivariateNormal,
+        dist.BernoulliProbs,
+        dist.BernoulliLogits,
+        dist.CategoricalProbs,
+        dist.CategoricalLogits,
+        dist.DiscreteUniform,
+        dist.Delta,
+    )
+)
+
+
+def _draws_directly(d: Any) -> bool:
+    while hasattr(d, "base_dist"):  # independent, expanded, masked, transformed
+        d = d.base_dist
+    return type(d) in _DIRECT
+
+
 @third_party
 def draw(d: dist.Distribution, key: PRNGKeyArray) -> Array:
     """One draw, of shape batch + event."""
-    return jnp.asarray(d.sample(key))
+    return jnp.asarray(d.sample(key if _draws_directly(d) else plain_key(key)))
 
 
 @third_party

@@ -8,7 +8,7 @@ import pytest
 from scipy.special import log_softmax
 
 from feynkac import ppl
-from feynkac.ppl.inverse_cdf import inverse_cdf
+from feynkac.ppl.inverse_cdf import inverse_cdf, inverse_counts
 
 KEY = jax.random.key(0)
 
@@ -273,3 +273,26 @@ def test_inverse_cdf_inverts():
     np.testing.assert_array_equal(index, [1, 1, 3, 3, 3, 4, 4])
     tiny = jnp.array([1.0, 1e-30, 0.0])
     assert inverse_cdf(tiny, jnp.array(0.9999)) == 0
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_few_weights_have_their_share_of_all_words(kind):
+    """Exactly, at the ends of every share: rates of 1e-7 and 3e-9 need no million draws."""
+    with jax.enable_x64(kind is np.float64):
+        size = 32 if kind is np.float32 else 64
+        word = np.dtype(f"uint{size}")
+        for weights in ([3e-9, 1.0, 1e-7, 0.0, 0.4], [1.0], [0.0, 1.0, 1.0], [1e-7, 0.0, 1.0]):
+            weights = np.array(weights, kind)
+            top, p = int(np.argmax(weights)), weights.astype(np.float64) / weights.sum()
+            low, seen = 0, []
+            for j in (*[j for j in range(len(weights)) if j != top], top):
+                high = 2**size if j == top else low + int(round(p[j] * 2**size))
+                # The ends are those of float arithmetic: a relative 2^-21 of the share off.
+                slack = int((high - low) * 4 * np.finfo(kind).eps) + 1 if len(weights) > 1 else 0
+                if high - low > 2 * slack:
+                    seen += [(low + slack, j), (high - 1 - slack, j)]
+                low = high
+            bits = jnp.asarray(np.array([b for b, _ in seen], word))
+            columns = [jnp.full(bits.shape, w) for w in weights]
+            got = inverse_counts(columns, bits)
+            np.testing.assert_array_equal(got, [j for _, j in seen])
