@@ -1,0 +1,6 @@
+"""Constraints on texts, as potentials."""
+
+from .automaton import Automaton as Automaton
+from .json_schema import JsonSchema as JsonSchema
+from .regex import Regex as Regex
+from .weighted import Weighted as Weighted
