@@ -1,7 +1,7 @@
 """The vocabulary: the texts of tokens, and tables of what a rule says of each."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +20,7 @@ class Vocabulary:
     """
 
     def __init__(
-        self, token_bytes: Sequence[bytes] | None, eos: int, forbidden: Sequence[int] = ()
+        self, token_bytes: Sequence[bytes] | None, eos: int, forbidden: Iterable[int] = ()
     ):
         if token_bytes is not None and not 0 <= eos < len(token_bytes):
             raise ValueError(f"eos is one of {len(token_bytes)} tokens, got {eos}")

@@ -84,7 +84,8 @@ def test_nan_at_a_site():
     p = run(scales=scales)
     assert (int(p.status.code), int(p.status.step)) == (NAN, 1)
     assert np.isnan(p.log_evidence) and "NaN at step 1, first at 'noise'" in p.status.message
-    assert 0 < np.isnan(p.log_weights).sum() < N
+    # What was NaN is not selected; the others go on.
+    assert np.isfinite(p.log_weights).sum() > N // 2
     with pytest.raises(inference.InferenceError, match="'noise'.*negative scale"):
         p.status.throw()
 
