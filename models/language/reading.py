@@ -1,11 +1,21 @@
-"""Reading a posterior over texts."""
+"""Reading a posterior over texts: distinct texts, and what each token did to the weight."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from ...inference.particles import Particles
+from ...ppl.compiled import compiled
+from ...ppl.feynman_kac import FeynmanKac, Retained
+from ...ppl.partial import Choices, as_given
+from ...ppl.proposal import Proposal
+from ...ppl.target import Target, as_target
 from .protocol import LanguageModel
+from .writing import Generation
 
 
 class Reading(NamedTuple):
@@ -40,3 +50,74 @@ def texts(lm: LanguageModel, particles: Particles, site: str = "token") -> list[
         Reading(text, sum(ws), len(ws), done) for (text, done), ws in merged.items() if sum(ws) > 0
     ]
     return sorted(readings, key=lambda r: -r.probability)
+
+
+class PerToken(eqx.Module):
+    """What each token of each particle did, as arrays; entries after the end of a text are 0.
+
+    - `ids` [N, T], `written` [N, T]: tokens, and which there are (the end among them).
+    - `log_weights` [N, T], nats: what the token added to the particle's log weight; -inf, or NaN,
+      where it ended it. With `first` [N], before the first token, and `last` [N], after the last
+      step, they sum to the log weight of a particle that is never resampled.
+    - `log_draws` [N, T], nats: the log probability by which the token is drawn.
+    - `log_probs` [N, T], nats: that of the language model at temperature 1; None for a model that
+      is not a `Generation`.
+    """
+
+    ids: Int[Array, "n T"]
+    written: Bool[Array, "n T"]
+    log_weights: Float[Array, "n T"]
+    first: Float[Array, "n"]
+    last: Float[Array, "n"]
+    log_draws: Float[Array, "n T"]
+    log_probs: Float[Array, "n T"] | None
+
+
+def per_token(
+    target: Any, particles: Particles, site: str = "token", proposal: Proposal | None = None
+) -> PerToken:
+    """Recompute what each token did, by writing the texts of the particles once more.
+
+    `target` is the model, or target, that the run was of, and `proposal` the one that it drew by,
+    if any. It costs what the run cost.
+    """
+    if particles.log_weights.ndim != 1:
+        raise ValueError("this is a batch of runs: pick one, jax.tree.map(lambda x: x[0], runs)")
+    return _per_token(as_target(target), particles.choices, particles.lengths, site, proposal)
+
+
+@compiled
+def _per_token(
+    target: Target,
+    choices: Choices,
+    lengths: Array,
+    site: str,
+    proposal: Proposal | None,
+) -> PerToken:
+    kernel = FeynmanKac(target, proposal)
+    fixed, fixed_later = kernel.model.split(as_given(target.constraints), target.args)
+    # Everything is given: the key is for densities that are estimated.
+    key, here = jax.random.key(0), jnp.ones((), bool)
+
+    def one(choices):
+        kept, kept_later = kernel.split(choices)
+        moved = kernel.init(key, fixed, Retained(kept, here))
+
+        def step(state, inputs):
+            t, row, given = inputs
+            moved = kernel.step(jax.random.fold_in(key, t), given, state, t, Retained(row, here))
+            return moved.state, (moved.log_potential, moved.log_probs[site])
+
+        steps = jnp.arange(kernel.model.length, dtype=jnp.int32)
+        inputs = (steps, kept_later, fixed_later)
+        state, (log_weights, log_draws) = jax.lax.scan(step, moved.state, inputs)
+        return moved.log_potential, log_weights, kernel.end(state), log_draws
+
+    first, log_weights, last, log_draws = jax.vmap(one)(choices)
+    ids = choices[site]
+    written = jnp.arange(ids.shape[1], dtype=lengths.dtype)[None] < lengths[:, None]
+    log_probs, model = None, target.model
+    if isinstance(model, Generation):
+        log_probs = jax.vmap(lambda row: model.lm.log_probs(model.bound[1], row))(ids)
+        log_probs = jnp.where(written, log_probs, 0.0)
+    return PerToken(ids, written, log_weights, first, last, log_draws, log_probs)
