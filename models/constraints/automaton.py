@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from ...ppl.potential import Potential, Remaining
-from .tables import END, ENDING, FAR, START, Tables, joint
+from .tables import END, ENDING, FAR, START, Tables, joint, need_rows
+
+_LARGEST = 1 << 27
 
 
 class Automaton(Potential):
@@ -20,9 +22,12 @@ class Automaton(Potential):
     So guided draws never lead a particle into a dead end, at `max_tokens` neither, and no particle
     that could finish is lost.
 
-    Tables: `classes` [V], the class of each token; `transitions` [S, C], the next state; and
-    `distance` [S], the fewest tokens from a state to acceptance. They are padded and leaves: an
-    automaton of like size compiles nothing. The carried state is one int32.
+    Tables: `classes` [V], the class of each token; `transitions` [S, C], the next state;
+    `distance` [S], the fewest tokens from a state to acceptance. So that `log_next` is one copy of
+    a row, `rows` [R, V] has the symbols needed from each token on, once for all states that agree
+    on them (`row` [S]); above 128 MiB there is none, and values of classes are gathered instead.
+    Tables are padded and leaves: an automaton of like size compiles nothing. The carried state is
+    one int32.
 
     In a product of automata each counts for itself: where both can finish but not together, the
     guided law is empty or a particle runs into a dead end, and its weight becomes zero. The product
@@ -32,11 +37,16 @@ class Automaton(Potential):
     classes: Int[Array, "V"]
     transitions: Int[Array, "S C"]
     distance: Int[Array, "S"]
+    row: Int[Array, "S"]
+    rows: UInt[Array, "R V"] | None
 
     @staticmethod
     def of(tables: Tables) -> "Automaton":
         """The automaton of host tables."""
-        return Automaton(*(jnp.asarray(table, jnp.int32) for table in tables))
+        row, rows = need_rows(tables, _LARGEST)
+        classes, transitions, distance, row = (jnp.asarray(x, jnp.int32) for x in (*tables, row))
+        rows = None if rows is None else jnp.asarray(rows)
+        return Automaton(classes, transitions, distance, row, rows)
 
     @property
     def fewest_tokens(self) -> int:
@@ -70,9 +80,14 @@ class Automaton(Potential):
 
     def log_next(self, state, remaining: Remaining = None):
         """0 for the tokens after which an accepted text can still be finished, else -inf."""
-        later = None if remaining is None else remaining - 1
-        allowed = self._can_finish(self.distance[self.transitions[state]], later)
-        return spread(_log(allowed), self.classes)
+        if self.rows is None:
+            later = None if remaining is None else remaining - 1
+            allowed = self._can_finish(self.distance[self.transitions[state]], later)
+            return self.spread(_log(allowed))
+        never = jnp.iinfo(self.rows.dtype).max
+        most = never - 1 if remaining is None else jnp.clip(remaining, 0, never - 1)
+        need = self.rows.at[self.row[state]].get(mode="promise_in_bounds")
+        return _log(need <= jnp.asarray(most, self.rows.dtype))
 
     def intersect(self, other: "Automaton") -> "Automaton":
         """The automaton of the texts that both accept (outside `jit`).
@@ -104,16 +119,23 @@ class Automaton(Potential):
         """
         return _backward(self, log_token_weights, length)
 
+    def spread(self, of_class: Float[Array, "C"]) -> Float[Array, "V"]:
+        """A value of each class as a value of each token."""
+
+        def gather(values):
+            return values.at[self.classes].get(mode="promise_in_bounds")
+
+        def nothing(values):
+            return jnp.zeros(self.classes.shape, values.dtype)
+
+        # Always true. XLA would repeat a gather in all that reads it, but not a conditional.
+        return jax.lax.cond(self.distance[END] < 0, gather, nothing, of_class)
+
     def _can_finish(self, distance: Array, remaining: Remaining) -> Bool[Array, "..."]:
         """Are so many tokens and the end within the symbols that remain?"""
         if remaining is None:
             return distance < FAR
         return distance < remaining
-
-
-def spread(of_class: ArrayLike, classes: Int[Array, "V"]) -> Array:
-    """A value of each class as a value of each token."""
-    return jnp.asarray(of_class).at[classes].get(mode="promise_in_bounds")
 
 
 def _log(allowed: Bool[Array, "..."]) -> Array:

@@ -5,6 +5,7 @@ apply, or applies so that invalid JSON would pass, is refused here.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,21 +18,18 @@ _ANNOTATIONS = {
     "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly",
     "$schema", "$id", "$comment", "$defs", "definitions",
 }  # fmt: skip
-_DIGITS = {f"{way}Digits{part}" for way in ("min", "max")
-           for part in ("", "Integer", "Fraction", "Exponent")}  # fmt: skip
 # The sets of keywords that are applied together, by type.
 _APPLIED: dict[str, list[set[str]]] = {
     "string": [{"minLength", "maxLength"}, {"pattern"}, {"format"}],
-    "integer": [_DIGITS],
-    "number": [_DIGITS],
+    "integer": [set()],
+    "number": [set()],
     "boolean": [set()],
     "null": [set()],
     "array": [{"items", "minItems", "maxItems"}, {"prefixItems"}],
-    "object": [
-        {"properties", "required", "additionalProperties"},
-        {"minProperties", "maxProperties", "additionalProperties"},
-    ],
+    "object": [{"properties", "required", "additionalProperties"}],
 }
+# In JSON schema these classes are of ASCII, in Rust's regex of Unicode.
+_ASCII = {r"\d": "[0-9]", r"\D": "[^0-9]", r"\w": "[0-9A-Za-z_]", r"\W": "[^0-9A-Za-z_]"}
 _FORMATS = {"date", "date-time", "uuid"}
 
 
@@ -68,9 +66,10 @@ class JsonSchema(Textual):
         _check(schema, "#")
         try:
             build = outlines().json_schema.build_regex_from_schema
-            self.pattern = build(json.dumps(schema), whitespace, depth)
+            pattern = build(json.dumps(schema), whitespace, depth)
         except (ValueError, TypeError) as error:
             raise ValueError(f"this JSON schema cannot be made a regular one: {error}") from error
+        self.pattern = re.sub(r"\\.", lambda found: _ASCII.get(found[0], found[0]), pattern)
 
     @property
     def regex(self) -> str:

@@ -56,12 +56,13 @@ class Textual(Potential):
 
 
 class Regex(Textual):
-    """The texts that match a regular expression as a whole: weight 1, all others 0.
+    r"""The texts that match a regular expression as a whole: weight 1, all others 0.
 
     The syntax is that of Rust's `regex` (like Python's, without look-around and back-references).
     The whole text has to match, from its beginning to its end, as by `re.fullmatch`: `a|ab` allows
-    "ab", and `^` and `$` around the pattern say nothing. The text is the tokens' bytes read as
-    UTF-8; characters may be split between tokens.
+    "ab", and `^` and `$` around the pattern say nothing. `\d`, `\w` and `\s` are of Unicode: write
+    [0-9] for digits that JSON or a calculator reads. The text is the tokens' bytes read as UTF-8;
+    characters may be split between tokens.
     """
 
     pattern: str = eqx.field(static=True)

@@ -110,6 +110,25 @@ def tables(of_token: np.ndarray, functions: np.ndarray, accepting: np.ndarray, e
     return Tables(classes, transitions, padded)
 
 
+def need_rows(tables: Tables, limit: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """How many symbols, itself and the end included, a text needs from each token on.
+
+    As distinct rows [R, V] of small unsigned integers, the largest for "never", and the row of each
+    state [S]; None for rows of more than `limit` bytes.
+    """
+    need = np.minimum(tables.distance[tables.transitions], FAR - 2) + 2
+    most = int(need[need < FAR].max(initial=0))
+    dtype = np.uint8 if most < 255 else np.uint16
+    need = np.minimum(need, np.iinfo(dtype).max).astype(dtype)
+    distinct, row = np.unique(need, axis=0, return_inverse=True)
+    rows = bucket(len(distinct))
+    if most >= 65535 or rows * len(tables.classes) * need.itemsize > limit:
+        return np.zeros(len(need), np.int32), None
+    spread = np.full((rows, len(tables.classes)), np.iinfo(dtype).max, dtype)
+    np.take(distinct, tables.classes, axis=1, out=spread[: len(distinct)])
+    return row.reshape(-1).astype(np.int32), spread
+
+
 def bucket(size: int) -> int:
     """The padded size: a power of two, or half as much again; at least 16."""
     room = _SMALLEST

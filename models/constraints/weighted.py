@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from ...ppl.potential import Potential, Remaining
-from .automaton import Automaton, spread
+from .automaton import Automaton
 
 
 class Weighted(Potential):
@@ -81,7 +81,7 @@ class Weighted(Potential):
         later = self.log_backward[row, self.automaton.transitions[state]]
         possible = ~jnp.isneginf(now)
         gain = jnp.where(possible, later - jnp.where(possible, now, 0.0), -jnp.inf)
-        return spread(gain, self.automaton.classes)
+        return self.automaton.spread(gain)
 
     def _row(self, remaining: Remaining) -> Array:
         last = self.log_backward.shape[0] - 1
