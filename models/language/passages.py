@@ -124,8 +124,10 @@ def write_passage(
         kept = loop.carried
         if potential is not None:
             text = Text(Hot(loop.state), loop.last, loop.ended, loop.carried)
-            symbol = jnp.where(active, token, -1)
-            moved, gain = potential.weigh(loop.carried, symbol, is_end, remaining, text)
+            # What no host function is asked about: a text that has just ended, without its end.
+            symbol = jnp.where(active, token, -1 if waits(potential) else lm.eos)
+            over = active & is_end
+            moved, gain = potential.weigh(loop.carried, symbol, over, remaining, text)
             kept = _frozen(active, moved, loop.carried, waits(potential))
             gain = corrected(law, guided, favour, token, gain)
             factor = factor + gain.astype(factor.dtype)
