@@ -74,7 +74,10 @@ class Potential(eqx.Module):
         remaining: Remaining = None,
         context: Any = None,
     ) -> tuple[PyTree, Float[Array, ""]]:
-        """The state after a symbol (the end symbol if `ended`) and the log weight that it adds."""
+        """The state after a symbol (the end symbol if `ended`) and the log weight that it adds.
+
+        A potential that costs much says here what it computes only for what has ended.
+        """
         new = self.advance(state, symbol, context)
         before = self.log_prefix(state, remaining)
         later = None if remaining is None else remaining - 1
@@ -134,6 +137,14 @@ class Product(Potential):
         """See `Potential.log_complete`."""
         return _sum(p.log_complete(s, context) for p, s in zip(self.factors, state, strict=True))
 
+    def weigh(self, state, symbol, ended, remaining=None, context=None):
+        """See `Potential.weigh`: each factor's own."""
+        pairs = [
+            p.weigh(s, symbol, ended, remaining, context)
+            for p, s in zip(self.factors, state, strict=True)
+        ]
+        return tuple(new for new, _ in pairs), _sum(gain for _, gain in pairs)
+
     def log_next(self, state, remaining=None):
         """See `Potential.log_next`."""
         each = [p.log_next(s, remaining) for p, s in zip(self.factors, state, strict=True)]
@@ -171,6 +182,11 @@ class Power(Potential):
     def log_complete(self, state, context=None):
         """See `Potential.log_complete`."""
         return self._raised(self.base.log_complete(state, context))
+
+    def weigh(self, state, symbol, ended, remaining=None, context=None):
+        """See `Potential.weigh`."""
+        state, gain = self.base.weigh(state, symbol, ended, remaining, context)
+        return state, self._raised(gain)
 
     def log_next(self, state, remaining=None):
         """See `Potential.log_next`."""
@@ -221,6 +237,12 @@ class Quotient(Potential):
         return _ratio(
             self.top.log_complete(state[0], context), self.bottom.log_complete(state[1], context)
         )
+
+    def weigh(self, state, symbol, ended, remaining=None, context=None):
+        """See `Potential.weigh`."""
+        top, over = self.top.weigh(state[0], symbol, ended, remaining, context)
+        bottom, under = self.bottom.weigh(state[1], symbol, ended, remaining, context)
+        return (top, bottom), _ratio(over, under)
 
     def log_next(self, state, remaining=None):
         """See `Potential.log_next`."""
