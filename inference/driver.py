@@ -17,23 +17,22 @@ from ..ppl.combinators.branches import any_member
 from ..ppl.feynman_kac import FeynmanKac, Moved, Retained
 from ..ppl.hot import drop_hot
 from ..ppl.keys import particle_key
-from ..ppl.partial import Choices, Given, where_leading
+from ..ppl.partial import Choices, Given
 from ..ppl.state_space import check_names
 from ..ppl.status import DEAD, NAN, UNSUPPORTED, Status
 from ..ppl.target import Target
 from .annealing import Annealing, Weighted
 from .mapping import Mapping
 from .mcmc.kernel import Kernel
-from .particles import Particles, log_mean_exp, trace_back
-from .population import Population, nan_flags, set_row, site_names
+from .moves import KERNEL, RESAMPLE, TWIST, Independent, Moves
+from .particles import Particles, level_and_size, log_mean_exp, trace_back
+from .population import Population, checked, set_row, site_names
 from .record import Record
 from .rejuvenate import past, rejuvenate
 from .resampling import Resampler, effective_sample_size, is_dead
 
 # What resampling rearranges. The store is not among it: a branch would copy what it hands through.
 _MOVING = ("state", "log_weights", "lengths", "log_potential", "log_priority", "position")
-# Keys of a step beside those of its particles, which are `particle_key(key, i)`.
-_RESAMPLE, _KERNEL, _TWIST = 0xFFFFFFFF, 0xFFFFFFFE, 0xFFFFFFFD
 
 
 class Driver(eqx.Module):
@@ -48,6 +47,7 @@ class Driver(eqx.Module):
     record: Record
     mapping: Mapping
     retained: Choices | None
+    moves: Moves = eqx.field(default_factory=Independent)
 
     @property
     def length(self) -> int:
@@ -66,7 +66,7 @@ class Driver(eqx.Module):
 
         def move(i):
             here = None if retained is None else Retained(retained, i == position)
-            return self.fk.init(particle_key(key_move, i), fixed, here)
+            return self.moves.init(self.fk, key_move, i, fixed, here)
 
         moved = self.mapping.over(move, jnp.arange(n))
         kept = self._keep(moved)
@@ -75,11 +75,9 @@ class Driver(eqx.Module):
         sites = (*site_names(moved.log_probs), *site_names(row[1]), "an observe or factor")
         if self.fk.twist is not None:
             sites = (*sites, "the twist")
-        status = self._checked(Status.ok(sites), moved, moved.log_potential, position, -1)
-        ess, log_evidence = (
-            effective_sample_size(moved.log_potential),
-            log_mean_exp(moved.log_potential),
-        )
+        log_evidence, ess = level_and_size(moved.log_potential)
+        whom = self._whom(position)
+        status = checked(Status.ok(sites), moved, moved.log_potential, log_evidence, -1, **whom)
         history = jnp.full(self.length + 1, jnp.nan, ess.dtype)
         identity = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (self.length, n))
         log_weights = moved.log_potential
@@ -95,7 +93,7 @@ class Driver(eqx.Module):
             initial=kept,
             store=self.record.buffers(row[0], self.length),
             ancestors=identity,
-            pointers=identity,
+            pointers=identity if self.kernel is not None else identity[:, :0],
             resampled=jnp.zeros(self.length, bool),
             ess_history=history.at[0].set(ess),
             log_evidence_history=history.at[0].set(log_evidence),
@@ -114,18 +112,23 @@ class Driver(eqx.Module):
         start = jnp.asarray(start, jnp.int32)
         stop = jnp.minimum(start + steps, self.length)
 
-        def body(t, population):
+        def keyed(key, t, population):
             kept = None if retained is None else _at(retained, t)
-            return self.step(jax.random.fold_in(key, t + 1), population, t, _at(fixed, t), kept)
+            return self.step(key, population, t, _at(fixed, t), kept)
+
+        def body(t, population):
+            return keyed(jax.random.fold_in(key, t + 1), t, population)
 
         if self.never_over or (self.resampler is not None and self.resampler.differentiable):
             if steps < self.length:  # part of a run, from anywhere, and to its end at most
                 return jax.lax.fori_loop(start, stop, body, population)
 
-            def one(population, t):
-                return body(t, population), None
+            def one(population, row):
+                return keyed(*row, population), None
 
-            return jax.lax.scan(one, population, start + jnp.arange(steps, dtype=jnp.int32))[0]
+            ts = start + jnp.arange(steps, dtype=jnp.int32)
+            keys = jax.vmap(lambda t: jax.random.fold_in(key, t + 1))(ts)
+            return jax.lax.scan(one, population, (keys, ts))[0]
 
         def going(carry):
             t, population = carry
@@ -149,8 +152,9 @@ class Driver(eqx.Module):
             lost = jnp.isneginf(log_weights[population.position])
             status = status.then(lost, UNSUPPORTED, self.length)
         status = status.then(is_dead(log_weights), DEAD, self.length)
-        log_evidence, ess = log_mean_exp(log_weights), effective_sample_size(log_weights)
-        lineage = trace_back(population.pointers, jnp.arange(self.n_particles, dtype=jnp.int32))
+        log_evidence, ess = level_and_size(log_weights)
+        pointers = population.ancestors if self.kernel is None else population.pointers
+        lineage = trace_back(pointers, jnp.arange(self.n_particles, dtype=jnp.int32))
         store, states = dict(population.store), {}
         if "record" in store:
             seen = jnp.concatenate([lineage[:1], lineage[1:][self.record.rows(self.length)]])
@@ -194,20 +198,22 @@ class Driver(eqx.Module):
         retained: Given | None,
     ) -> Population:
         """Step t, with the rows of the constraints and of the retained choices at t."""
-        population, ancestors, resampled = self._resample(key, population)
+        population, ancestors, resampled = self._resample(key, population, t)
         log_weights, position = population.log_weights, population.position
 
         def move(i, state):
             here = None if retained is None else Retained(retained, i == position)
-            moved = self.fk.step(particle_key(key, i), fixed, state, t, here)
+            moved = self.moves.step(self.fk, key, i, fixed, state, t, here)
             return moved, ~self.fk.model.finished(state)
 
         moved, active = self.mapping.over(move, jnp.arange(self.n_particles), population.state)
         alive = ~jnp.isneginf(log_weights)
         # A weight of zero stays zero, even where what follows from the impossible is NaN.
         log_weights = jnp.where(alive, log_weights + moved.log_potential, -jnp.inf)
-        status = self._checked(population.status, moved, log_weights, position, t, alive)
-        potential = population.log_potential
+        log_evidence, ess = level_and_size(log_weights)
+        whom = {"alive": alive, **self._whom(position)}
+        status = checked(population.status, moved, log_weights, log_evidence, t, **whom)
+        potential, pointers = population.log_potential, population.pointers
         population = Population(
             state=moved.state,
             log_weights=log_weights,
@@ -220,16 +226,14 @@ class Driver(eqx.Module):
             initial=population.initial,
             store=self.record.stored(population.store, t, self._keep(moved)),
             ancestors=set_row(population.ancestors, t, ancestors),
-            pointers=set_row(population.pointers, t, ancestors),
+            pointers=pointers if self.kernel is None else set_row(pointers, t, ancestors),
             resampled=population.resampled.at[t].set(resampled),
-            ess_history=population.ess_history.at[t + 1].set(effective_sample_size(log_weights)),
-            log_evidence_history=population.log_evidence_history.at[t + 1].set(
-                log_mean_exp(log_weights)
-            ),
+            ess_history=population.ess_history.at[t + 1].set(ess),
+            log_evidence_history=population.log_evidence_history.at[t + 1].set(log_evidence),
             acceptance=population.acceptance,
         )
         if self.kernel is not None:
-            key_kernel = jax.random.fold_in(key, _KERNEL)
+            key_kernel = jax.random.fold_in(key, KERNEL)
             population = rejuvenate(
                 key_kernel, self.kernel, self.target, self.mapping, population, t
             )
@@ -259,7 +263,7 @@ class Driver(eqx.Module):
             log_priority, exponent = self.annealing.priority(weighted, t, self.length)
             exponents = exponents.at[t].set(exponent)
         if self.fk.twist is not None:
-            key = jax.random.fold_in(key, _TWIST)
+            key = jax.random.fold_in(key, TWIST)
 
             def psi(i, state):
                 return self.fk.log_psi(particle_key(key, i), state, t)
@@ -279,24 +283,35 @@ class Driver(eqx.Module):
             ess_history=ess_history,
         )
 
-    def _resample(self, key, population: Population):
+    def _resample(self, key, population: Population, t):
         """The population after the one decision for it, its ancestors and the decision."""
         n = self.n_particles
         identity = jnp.arange(n, dtype=jnp.int32)
         if self.resampler is None:
             return population, identity, jnp.zeros((), bool)
         resampler = self.resampler
-        # What became NaN is never selected: the status says it, the others go on.
-        drawn_by = jnp.where(jnp.isnan(population.priority), -jnp.inf, population.priority)
-        wanted = resampler.needed(drawn_by) & ~self.all_done(population)
+
+        def selected_by():
+            """The priorities; what became NaN is never selected (the others go on)."""
+            priority = population.priority
+            return jnp.where(jnp.isnan(priority), -jnp.inf, priority)
+
+        size = population.ess_history[t]  # of these priorities, NaN if some are NaN
+        size = jax.lax.cond(
+            jnp.isnan(size), lambda: effective_sample_size(selected_by()), lambda: size
+        )
+        wanted = self.moves.needed(resampler, size, n) & ~self.all_done(population)
 
         def draw(moving):
+            drawn_by = selected_by()
             log_weights, position = moving["log_weights"], moving["position"]
-            key_draw = jax.random.fold_in(key, _RESAMPLE)  # hashed only when needed
             log_selection = resampler.selection(drawn_by)
             if self.retained is None:
-                ancestors = resampler.ancestors(key_draw, log_selection)
+                ancestors = self.moves.ancestors(
+                    self.fk, key, resampler, log_selection, moving["state"]
+                )
             else:
+                key_draw = jax.random.fold_in(key, RESAMPLE)
                 ancestors, new = resampler.conditional(key_draw, log_selection, position)
                 position = jnp.where(wanted, new, position)
             # In a batch of runs all come here if any member wants it; the others keep theirs.
@@ -347,6 +362,11 @@ class Driver(eqx.Module):
         finished = jax.vmap(self.fk.model.finished)(population.state)
         return jnp.all(finished | jnp.isneginf(population.log_weights))
 
+    def _whom(self, position: Int[Array, ""]) -> dict[str, Any]:
+        """What `checked` has to know of this run."""
+        retained = None if self.retained is None else position
+        return {"retained": retained, "behind": 1 if self.fk.twist is None else 2}
+
     def _keep(self, moved: Moved) -> dict[str, Any]:
         kept = jax.vmap(self.record.keep)(moved.choices, moved.state)
         if self.kernel is None:
@@ -373,26 +393,6 @@ class Driver(eqx.Module):
 
         moved = jax.vmap(move)(jnp.arange(self.n_particles), state)
         return self._keep(moved), moved.log_probs
-
-    def _checked(
-        self, status: Status, moved: Moved, log_weights, position, t, alive=None
-    ) -> Status:
-        first = alive is None
-        terms = (moved.log_probs, moved.log_potential)
-        if alive is not None:
-            terms = jax.tree.map(lambda x: where_leading(alive, x, jnp.zeros_like(x)), terms)
-        flags = nan_flags(*terms)
-        names = site_names(moved.log_probs)
-        last = len(status.sites) - (1 if self.fk.twist is None else 2)
-        offset = 0 if first else last - len(names)
-        worst = jnp.argmax(flags).astype(jnp.int32)
-        site = jnp.where(worst == len(names), jnp.int32(last), worst + offset)
-        status = status.then(jnp.any(jnp.isnan(log_weights)), NAN, t, site)
-        if self.retained is not None:
-            status = status.then(
-                (position < 0) | (log_weights[position] == -jnp.inf), UNSUPPORTED, t
-            )
-        return status.then(is_dead(log_weights), DEAD, t)
 
 
 def _at(given: Given, t: Int[Array, ""] | int) -> Given:

@@ -21,6 +21,16 @@ def log_mean_exp(log_weights: Float[Array, "n"]) -> Float[Array, ""]:
     )
 
 
+def level_and_size(log_weights: Float[Array, "n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`log_mean_exp` and `effective_sample_size`, with one exponential a weight."""
+    top = jax.lax.stop_gradient(jnp.max(log_weights))
+    weights = jnp.exp(log_weights - jnp.where(jnp.isneginf(top), 0, top))
+    mass, square = jnp.sum(weights), jnp.sum(weights * weights)
+    level = jnp.log(mass / weights.shape[0]) + top
+    size = mass**2 / jnp.where(square == 0, 1, square)
+    return jnp.where(jnp.isposinf(top), top, level), size
+
+
 class Particles(eqx.Module):
     """A properly weighted population: E[(1/N) sum_i w_i f(x_i)] = Z E_post[f(x)] for every f.
 

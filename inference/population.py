@@ -5,19 +5,22 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from ..ppl.partial import walk
-from ..ppl.status import Status
+from ..ppl.feynman_kac import Moved
+from ..ppl.partial import walk, where_leading
+from ..ppl.status import DEAD, NAN, UNSUPPORTED, Status
 
 
 class Population(eqx.Module):
     """Particles in the middle of a run, and the store of what they did.
 
     `store` holds what `Record` keeps: of init [N, ...], and of the steps [length, N, ...] as made;
-    `pointers` are the indices that read it back along lineages. They equal `ancestors` unless a
-    kernel rewrote the past. `log_priority` is what is resampled by, None for the weights;
-    `log_potential` and `exponents` [length + 1] are what an annealing needs (see `Weighted`).
+    `pointers` are the indices that read it back along lineages where a kernel may rewrite the past;
+    without one they are `ancestors`, and the field is empty. `ess_history[t]` is that of the
+    priorities for step t, from which the next decision is taken. `log_priority` is what is
+    resampled by, None for the weights; `log_potential` and `exponents` [length + 1] are what an
+    annealing needs (see `Weighted`).
     """
 
     state: PyTree
@@ -31,7 +34,7 @@ class Population(eqx.Module):
     initial: Any
     store: Any
     ancestors: Int[Array, "steps n"]
-    pointers: Int[Array, "steps n"]
+    pointers: Int[Array, "steps _"]
     resampled: Bool[Array, "steps"]
     ess_history: Float[Array, "moves"]
     log_evidence_history: Float[Array, "moves"]
@@ -67,3 +70,33 @@ def nan_flags(log_probs: Any, log_potential: Float[Array, "n"]) -> Bool[Array, "
     flags: list = []
     walk(lambda path, lp: flags.append(jnp.any(jnp.isnan(lp))), log_probs)
     return jnp.stack([*flags, jnp.any(jnp.isnan(log_potential))])
+
+
+def checked(
+    status: Status,
+    moved: Moved,
+    log_weights: Float[Array, "n"],
+    level: Float[Array, ""],
+    t: Int[ArrayLike, ""],
+    *,
+    alive: Bool[Array, "n"] | None = None,
+    retained: Int[Array, ""] | None = None,
+    behind: int = 1,
+) -> Status:
+    """The status after a move that left these weights; `level` is the log of their mean.
+
+    `alive` before the move (None of the first one); `retained` is the retained particle of a
+    conditional run. The last `behind` sites of a status are no sites of the model.
+    """
+    names = site_names(moved.log_probs)
+    last = len(status.sites) - behind
+    terms = (moved.log_probs, moved.log_potential)
+    if alive is not None:
+        terms = jax.tree.map(lambda x: where_leading(alive, x, jnp.zeros_like(x)), terms)
+    worst = jnp.argmax(nan_flags(*terms)).astype(jnp.int32)
+    offset = 0 if alive is None else last - len(names)
+    site = jnp.where(worst == len(names), jnp.int32(last), worst + offset)
+    status = status.then(jnp.isnan(level), NAN, t, site)
+    if retained is not None:
+        status = status.then((retained < 0) | (log_weights[retained] == -jnp.inf), UNSUPPORTED, t)
+    return status.then(jnp.isneginf(level), DEAD, t)

@@ -72,8 +72,11 @@ class Resampler(eqx.Module):
 
     def needed(self, log_weights: Float[Array, " n"]) -> Bool[Array, ""]:
         """Whether to resample: 0 < ESS < ess_threshold * n (False for dead or NaN populations)."""
-        size = effective_sample_size(log_weights)
-        limit = self.ess_threshold.astype(size.dtype) * log_weights.shape[0]
+        return self.needed_at(effective_sample_size(log_weights), log_weights.shape[0])
+
+    def needed_at(self, size: Float[Array, ""], n: int) -> Bool[Array, ""]:
+        """Whether to resample n particles of effective size `size`."""
+        limit = self.ess_threshold.astype(size.dtype) * n
         return (size > 0) & (size < limit)
 
     def selection(self, log_priority: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -86,7 +89,7 @@ class Resampler(eqx.Module):
         The order of the slots is part of each resampler's law; see its class. Identity if the
         population is dead or has a NaN or +inf log-weight.
         """
-        weights, usable = _usable_weights(log_weights)
+        weights, usable = usable_weights(log_weights)
         identity = jnp.arange(weights.shape[0], dtype=jnp.int32)
         return jnp.where(usable, self._draw(key, weights), identity)
 
@@ -104,7 +107,7 @@ class Resampler(eqx.Module):
             particle has weight zero, or is not an index of the population, or the population is
             degenerate, the law is undefined: identity ancestors and position -1.
         """
-        weights, usable = _usable_weights(log_weights)
+        weights, usable = usable_weights(log_weights)
         n = weights.shape[0]
         retained = jnp.asarray(retained, jnp.int32)
         inside = jnp.clip(retained, 0, n - 1)
@@ -123,9 +126,10 @@ def _relative_weights(log_weights: Float[Array, " n"]) -> Float[Array, " n"]:
     return jnp.exp(log_weights - jnp.where(top == -jnp.inf, 0, top))
 
 
-def _usable_weights(
+def usable_weights(
     log_weights: Float[Array, " n"],
 ) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
+    """Weights of maximum one, and whether there is a law to draw from (if not all are one)."""
     weights = _relative_weights(lax.stop_gradient(log_weights))
     usable = jnp.max(weights) == 1
     return jnp.where(usable, weights, 1), usable

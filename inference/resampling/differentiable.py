@@ -27,9 +27,9 @@ class _Wrapped(Resampler):
     def _draw_conditional(self, key, weights, retained):
         return self.resampler._draw_conditional(key, weights, retained)
 
-    def needed(self, log_weights):
-        """See `Resampler.needed`."""
-        return self.resampler.needed(log_weights)
+    def needed_at(self, size, n):
+        """See `Resampler.needed_at`."""
+        return self.resampler.needed_at(size, n)
 
 
 class StopGradient(_Wrapped):
