@@ -6,7 +6,6 @@ tokens weighs what the bytes of all its tokens weigh, however it is cut into tok
 """
 
 import functools
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree, UInt8
 
 from ...ppl.potential import Potential
+from .trie import Trie, like
 from .vocabulary import Vocabulary
 
 
@@ -70,23 +70,21 @@ class Bytes(BytePotential):
 class OverTokens(Potential):
     """A byte potential on tokens. A token that is no text weighs zero.
 
-    `table` holds the bytes of each token, zero-padded, `lengths` their number; `groups` are the
-    tokens that are text by length, `place` where each token is in them.
+    `table` holds the bytes of each token, zero-padded, `lengths` their number, and `trie` all
+    their beginnings, where it looks ahead.
     """
 
     inner: Potential
     table: UInt8[Array, "V L"]
     lengths: Int[Array, "V"]
     textual: Bool[Array, "V"]
-    groups: tuple[Int[Array, "_"], ...]
-    place: Int[Array, "V"]
+    trie: Trie | None
 
     def __init__(self, inner: Potential, vocabulary: Vocabulary, ahead: bool = False):
-        table, lengths, textual, groups, place = _tables(vocabulary)
-        self.inner = inner
-        self.table, self.lengths = jnp.asarray(table), jnp.asarray(lengths)
-        self.textual, self.place = jnp.asarray(textual), jnp.asarray(place)
-        self.groups = tuple(jnp.asarray(g) for g in groups) if ahead else ()
+        table, lengths, textual = _tables(vocabulary)
+        self.inner, self.table = inner, jnp.asarray(table)
+        self.lengths, self.textual = jnp.asarray(lengths), jnp.asarray(textual)
+        self.trie = Trie.of(vocabulary) if ahead else None
 
     def start(self, length):
         """See `Potential.start`; and that all tokens so far are text."""
@@ -118,35 +116,18 @@ class OverTokens(Potential):
 
     def log_next(self, state, remaining=None):
         """Exact where the potential looks ahead, else None."""
-        if not self.groups:
+        if self.trie is None:
             return None
-        now, inner = self.log_prefix(state, remaining), state[0]
-        later = None if remaining is None else remaining - 1
-        left = self._bytes(later)
-        size, tried = 1, []
-        for group in self.groups:
-            rows, lengths = self.table[group, :size].astype(jnp.int32), self.lengths[group]
-            tried.append(jax.vmap(lambda row, n: self._after(inner, row, n, left))(rows, lengths))
-            size *= 2
-        after = jnp.concatenate(tried)
+        now, later = self.log_prefix(state, remaining), None if remaining is None else remaining - 1
+        after = self.trie.log_prefixes(self.inner, state[0], self._bytes(later))
         if later is not None:
             after = jnp.where(later > 0, after, -jnp.inf)
         whole = self.log_complete(state).astype(after.dtype)
-        after = jnp.concatenate([jnp.full((1,), -jnp.inf, after.dtype), whole[None], after])
-        after = after[self.place]
+        ends = jnp.concatenate([jnp.full((1,), -jnp.inf, after.dtype), whole[None], after])
+        after = ends[self.trie.place]
         possible = ~(jnp.isneginf(after) | jnp.isneginf(now))
         gain = jnp.where(possible, after, 0.0) - jnp.where(jnp.isneginf(now), 0.0, now)
         return jnp.where(possible, gain, -jnp.inf)
-
-    def _after(self, state: Any, row: Array, length: Array, left: Array | None) -> Array:
-        """Prefix weight after the first `length` bytes of a row."""
-
-        def read(i, state):
-            new = self.inner.advance(state, row[i])
-            return jax.tree.map(lambda a, b: jnp.where(i < length, a, b), new, state)
-
-        state = jax.lax.fori_loop(0, min(row.shape[0], self.table.shape[1]), read, state)
-        return self.inner.log_prefix(state, left)
 
     def _bytes(self, remaining: Array | None) -> Array | None:
         """The largest number of bytes that may come, one for the end included."""
@@ -158,11 +139,6 @@ def kept(flag: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(flag, like(a, b), b), new, old)
 
 
-def like(new: Any, old: Any) -> Array:
-    """`new` in the dtype of `old`."""
-    return jnp.asarray(new).astype(jnp.asarray(old).dtype)
-
-
 @functools.lru_cache(maxsize=8)
 def _tables(vocabulary: Vocabulary) -> tuple:
     raw, texts = vocabulary.token_bytes, vocabulary.texts
@@ -172,13 +148,4 @@ def _tables(vocabulary: Vocabulary) -> tuple:
     for i in texts:
         table[i, : len(raw[i])] = np.frombuffer(raw[i], np.uint8)
         lengths[i], textual[i] = len(raw[i]), True
-    # Groups of tokens of at most 1, 2, 4, 8, ... bytes; places 0 and 1 are no text, and the end.
-    groups, bound = [], 1
-    while bound < 2 * longest:
-        groups.append(np.flatnonzero((lengths <= bound) & (lengths > bound // 2)).astype(np.int32))
-        bound *= 2
-    place = np.zeros(len(raw), np.int32)
-    order = np.concatenate(groups)
-    place[order] = 2 + np.arange(len(order), dtype=np.int32)
-    place[vocabulary.eos] = 1
-    return table, lengths, textual, groups, place
+    return table, lengths, textual

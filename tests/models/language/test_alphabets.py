@@ -218,6 +218,7 @@ def test_tokens_weigh_what_their_bytes_weigh(case):
     assert np.isfinite(want).any() and (case == "steps" or np.isneginf(want).any())
 
 
+@pytest.mark.slow
 def test_smc_is_unbiased_and_guided_draws_obey():
     potential = (lipogram("é") * Words(Listed(), 4) ** 0.5).over(VOCABULARY)
     story = models.generation(LM, [1], T) * potential

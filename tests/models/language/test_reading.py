@@ -79,6 +79,7 @@ def test_the_page_is_well_formed_and_shows_every_text(lm, story, run):
     assert genealogy(run) in shown.html
 
 
+@pytest.mark.slow
 def test_guesses_end_in_the_run(lm, story):
     smc, key = inference.SMC(N), jax.random.key(1)
     guesses = list(stream(lm, smc, key, story, steps=2))
