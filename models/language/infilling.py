@@ -144,9 +144,9 @@ def infilling(lm: LanguageModel, prompt: Prompt | Prefix, *spans: Span, **option
                   change, ids)  # fmt: skip
 
 
-def _plan(base: Generation) -> Array:
+def _plan(base: Any) -> Any:
     """The plan of the template among the potentials of a generation: the first."""
-    potential: Any = base.potential
+    potential = base.potential
     first = potential if isinstance(potential, Template) else potential.factors[0]
     return first.plan
 

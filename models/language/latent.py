@@ -97,7 +97,7 @@ def personas(
     prior = jnp.zeros(len(read)) if log_prior is None else jnp.asarray(log_prior, dtype=float)
     if prior.shape != (len(read),):
         raise ValueError(f"log_prior has shape {prior.shape}, but there are {len(read)} prompts")
-    lm.check_room(read, max_tokens)  # pyright: ignore[reportArgumentType]
+    lm.check_room(read, max_tokens)
     base = generation(lm, read.choose(jnp.int32(0)), max_tokens, **options)
     return Latent(base, _speaker, _speaks, (read, prior))
 

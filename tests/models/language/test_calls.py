@@ -13,8 +13,6 @@ from feynkac.models.language import Tokenizer, from_callable, random_llama
 from feynkac.models.language.calls import chat_pieces, conversation, reprompt, told_by
 from feynkac.models.language.passages import Passage, passage
 from feynkac.models.language.step_rewards import StepReward
-from feynkac.ppl.laws.proper_weighting import weighting
-from feynkac.ppl.laws.result import decide
 
 EOS = 0
 TABLE = np.array([[0.1, 0.5, 0.4], [0.3, 0.5, 0.2], [0.25, 0.35, 0.4]])
@@ -60,10 +58,13 @@ def reward(step):
     return jnp.where(step.number > 0, 0.8 * twos, 0.0)
 
 
+def remarked():
+    return conversation(BAG, [1], [[0, 2, 2]], 2) * StepReward(reward)
+
+
 def test_turns_see_all_that_was_said():
     """Draft, remark, revision: the revision is weighed, the draft's posterior knows it."""
-    model = conversation(BAG, [1], [[0, 2, 2]], 2) * StepReward(reward)
-    exact = inference.exact.enumerate(model)
+    exact = inference.exact.enumerate(remarked())
     want = {}
     for one, two in itertools.product(passages(2), repeat=2):
         log_w = log_p([1], one, 2) + log_p([1, *one, 0, 2, 2], two, 2) + 0.8 * two.count(2)
@@ -74,9 +75,13 @@ def test_turns_see_all_that_was_said():
         pair = [np.asarray(r)[h].tolist() for r, h in zip(row, happened, strict=True)]
         one, two = (tuple(x[:-1] if x[-1:] == [EOS] else x) for x in pair)
         assert np.isclose(log_prob + exact.log_evidence, want[one, two], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_filters_over_turns_are_properly_weighted():
     smc = inference.SMC(3, inference.Systematic(ess_threshold=0.9))
-    measure = weighting(smc, exact.target, exact)
-    decide("proper weighting", measure, jax.random.key(0), 2**12, "").check()
+    result = ppl.laws.proper_weighting(jax.random.key(0), smc, remarked(), runs=2**12)
+    assert result.ok, result
 
 
 def _think(ctx, state, t, lm):
@@ -90,22 +95,29 @@ def _empty(ctx, lm):
     return Passage(jnp.zeros(2, jnp.int32), jnp.int32(0), jnp.zeros((), bool))
 
 
+def summaries():
+    return ppl.bind(ppl.StateSpace(_empty, _think, 2), BAG)
+
+
 def test_a_markov_program_is_prompted_with_its_state_only():
-    model = ppl.bind(ppl.StateSpace(_empty, _think, 2), BAG)
-    exact = inference.exact.enumerate(model)
+    exact = inference.exact.enumerate(summaries())
     total = [
         log_p([1, 2, 1], one, 2) + log_p([1, *one, 2, 1], two, 2) + 0.5 * (len(one) + len(two))
         for one, two in itertools.product(passages(2), repeat=2)
     ]
     assert len(total) == len(exact.log_probs)
     assert np.isclose(exact.log_evidence, np.logaddexp.reduce(total), atol=1e-5)
-    # A retained particle takes its passages, and the others draw theirs.
-    draw = jax.tree.map(lambda x: x[7], exact.choices)
-    particles = inference.SMC(4).run_conditional(jax.random.key(0), model, draw)
+
+
+@pytest.mark.slow
+def test_a_retained_particle_takes_its_passages():
+    draw = {"thought": {"token": jnp.array([[1, 2], [2, 0]], jnp.int32)}}
+    particles = inference.SMC(4).run_conditional(jax.random.key(0), summaries(), draw)
     kept = jax.tree.map(lambda x: x[particles.position], particles.choices)
     jax.tree.map(np.testing.assert_array_equal, kept, draw)
 
 
+@pytest.mark.slow
 def test_draft_critique_revise_as_one_program():
     """Calls with prompts made of earlier texts, in one program; a decoder."""
     lm = random_llama(jax.random.key(0), 3, d=8, heads=2, kv_heads=1)

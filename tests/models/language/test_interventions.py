@@ -143,6 +143,7 @@ class NotTwice(ppl.Potential):
         return jnp.where((jnp.arange(3) == state[0]) | ~state[1], -jnp.inf, 0.0)
 
 
+@pytest.mark.slow
 def test_a_hot_start_leaves_the_target():
     story = models.generation(LM, [1], 4, temperature=jnp.array([1.0, 0.8, 1.2, 1.0])) * NotTwice()
     smc = inference.SMC(3, proposal=hotter(story, [3.0, 0.6]))

@@ -149,18 +149,25 @@ def _fits(text, max_steps, step_tokens):
     return len(pieces) + (whole or not pieces) <= max_steps
 
 
+@pytest.mark.slow
 def test_smc_is_properly_weighted(exact, weighed):
     smc = inference.SMC(3, inference.Systematic(ess_threshold=0.9))
     measure = weighting(smc, exact.target, exact)
     decide("proper weighting", measure, jax.random.key(1), 2**12, "").check()
 
 
-def test_draws_at_another_temperature_leave_the_density(exact, weighed):
+def test_draws_at_another_temperature_leave_the_density(exact):
     hot = steps(LM, [1], 3, 2, ENDS, drawn_at=jnp.array([2.0, 0.7])) * Short(False)
     hot = hot * StepReward(reward) * StepValue(value)
     target = ppl.Target(hot)
     density = jax.jit(jax.vmap(target.log_density))(exact.choices)
     np.testing.assert_allclose(density, exact.log_probs + exact.log_evidence, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_hot_draws_have_the_evidence(exact):
+    hot = steps(LM, [1], 3, 2, ENDS, drawn_at=jnp.array([2.0, 0.7])) * Short(False)
+    hot = hot * StepReward(reward) * StepValue(value)
     smc = inference.SMC(4)
     result = ppl.laws.unbiased_evidence(jax.random.key(2), smc, hot, exact.log_evidence, runs=2**12)
     assert result.ok, result
@@ -176,12 +183,17 @@ def test_draws_at_another_temperature_leave_the_density(exact, weighed):
 
 @pytest.fixture(scope="module")
 def fused():
-    """Two real caches: particles wait in the middle of the text, at other slots each."""
-    one, two = (random_llama(jax.random.key(i), 3, d=8, heads=2, kv_heads=1) for i in (1, 2))
-    story = steps(one, [1, 2], 3, 4, ENDS, temperature=0.9, at_length=ppl.Keep())
+    """Two real caches: particles wait in the middle of the text, at other slots each.
+
+    The end is token 2, so that the zeros of what did not happen are text.
+    """
+    one, two = (random_llama(jax.random.key(i), 3, d=8, heads=2, kv_heads=1, eos=2) for i in (1, 2))
+    ends = delimiter_table(models.Vocabulary([b"a", b".", b""], 2), ".")
+    story = steps(one, [1, 2], 3, 4, ends, temperature=0.9, at_length=ppl.Keep())
     return one, two, story * LanguageModelPotential(two, [2], 1.5) ** 0.5
 
 
+@pytest.mark.slow
 def test_waiting_particles_keep_their_caches(fused):
     one, two, story = fused
     particles = inference.SMC(16).run(jax.random.key(0), story)
@@ -193,7 +205,7 @@ def test_waiting_particles_keep_their_caches(fused):
         state = particles.state
         place = jnp.arange(state.tokens.shape[1], dtype=jnp.int32)
         end = jnp.where(state.ended, state.count + 1, state.count)
-        tokens = jnp.where(place[None] < state.count[:, None], state.tokens, EOS)
+        tokens = jnp.where(place[None] < state.count[:, None], state.tokens, one.eos)
 
         def scored(lm, prefix, temperature):
             def one(tokens):
