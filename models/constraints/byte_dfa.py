@@ -23,7 +23,7 @@ class ByteDFA(NamedTuple):
     accepting: np.ndarray
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def byte_dfa(pattern: str) -> ByteDFA:
     """The automaton of the UTF-8 texts that `pattern` matches as a whole.
 
