@@ -28,8 +28,8 @@ VOCABULARY = EOS + 1
 CONFIGS = {
     "chain_sum": {"min_terms": 5, "max_terms": 6, "min_digits": 1, "max_digits": 1},
     "number_sorting": {
-        "min_numbers": 12,
-        "max_numbers": 12,
+        "min_numbers": 9,
+        "max_numbers": 9,
         "min_decimals": 0,
         "max_decimals": 0,
         "min_value": 0,
@@ -125,7 +125,7 @@ def random_prompt(
             prompt = "c" + "".join(f"{s}{rng.integers(0, 10):03d}" for s in signs)
         elif task == "number_sorting":
             numbers = "".join(
-                f"{x:02d}" for x in rng.integers(0, 100, 12 if hard else 3 * rng.integers(2, 5))
+                f"{x:02d}" for x in rng.integers(0, 100, 9 if hard else 3 * rng.integers(2, 5))
             )
             prompt = "s" + str(rng.choice(["<", ">"])) + numbers
         else:
