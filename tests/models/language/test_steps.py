@@ -10,6 +10,7 @@ import pytest
 import tokenizers
 
 from feynkac import inference, models, ppl
+from feynkac.inference.mcmc import Repeat, Suffix
 from feynkac.models.finite import MarkovLanguageModel, MarkovLM
 from feynkac.models.language import Tokenizer
 from feynkac.models.language.delimiters import byte_automaton, delimiter_table
@@ -150,8 +151,10 @@ def _fits(text, max_steps, step_tokens):
 
 
 @pytest.mark.slow
-def test_smc_is_properly_weighted(exact, weighed):
-    smc = inference.SMC(3, inference.Systematic(ess_threshold=0.9))
+@pytest.mark.parametrize("kernel", [None, Repeat(Suffix(), 1)])
+def test_smc_is_properly_weighted(exact, kernel):
+    """The kernel writes the steps from a random one on anew."""
+    smc = inference.SMC(3, inference.Systematic(ess_threshold=0.9), kernel=kernel)
     measure = weighting(smc, exact.target, exact)
     decide("proper weighting", measure, jax.random.key(1), 2**12, "").check()
 
