@@ -124,7 +124,7 @@ class Driver(eqx.Module):
                 return jax.lax.fori_loop(start, stop, body, population)
 
             def one(population, row):
-                return keyed(*row, population), None
+                return keyed(row[0], row[1], population), None
 
             ts = start + jnp.arange(steps, dtype=jnp.int32)
             keys = jax.vmap(lambda t: jax.random.fold_in(key, t + 1))(ts)
@@ -169,7 +169,7 @@ class Driver(eqx.Module):
             log_evidence_history = jnp.full_like(log_evidence_history, jnp.nan)
         broken = status.code == NAN
         log_evidence = jnp.where(broken, jnp.nan, log_evidence)
-        after = jnp.arange(self.length + 1) > status.step
+        after = jnp.arange(self.length + 1, dtype=jnp.int32) > status.step
         log_evidence_history = jnp.where(broken & after, jnp.nan, log_evidence_history)
         return Particles(
             choices=choices,

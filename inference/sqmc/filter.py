@@ -9,6 +9,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ...ppl.algorithm import Algorithm
@@ -70,7 +71,7 @@ class SQMC(Algorithm):
     def run(self, key: PRNGKeyArray, target: Any, *, throw: bool = False) -> Particles:
         """The weighted population for a target; `throw=True`: see `SMC.run`."""
         particles = _run(self, key, as_target(target))
-        if throw and not isinstance(particles.log_evidence, jax.core.Tracer):
+        if throw and not isinstance(particles.log_evidence, Tracer):
             particles.status.throw()
         return particles
 

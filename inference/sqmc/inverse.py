@@ -23,8 +23,6 @@ from ...ppl.inverse_cdf import inverse_cdf
 from ...ppl.partial import where_leading
 from ...ppl.program import Program
 
-_TABLES = (dist.CategoricalLogits, dist.CategoricalProbs, dist.BernoulliLogits, dist.BernoulliProbs)
-
 
 class Cursor:
     """The coordinates of one point, taken one after the other; None only counts them."""
@@ -135,11 +133,12 @@ def inverse(distribution: Any, take: Any) -> Array:
     while isinstance(d, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
         d = d.base_dist
     if isinstance(d, dist.Delta):
-        return jnp.broadcast_to(d.v, like.shape)
+        return jnp.broadcast_to(jnp.asarray(d.v), like.shape)
     u = take(like.shape)
     if isinstance(d, dist.MultivariateNormal):
         noise = ndtri(u)[..., None]
-        return (d.loc + (d.scale_tril @ noise)[..., 0]).astype(like.dtype)
+        loc, factor = jnp.asarray(d.loc), jnp.asarray(d.scale_tril)
+        return (loc + (factor @ noise)[..., 0]).astype(like.dtype)
     table = _weights(d)
     if table is not None:
         weights = jnp.broadcast_to(table, (*like.shape, table.shape[-1]))
@@ -147,14 +146,15 @@ def inverse(distribution: Any, take: Any) -> Array:
     return jnp.broadcast_to(d.icdf(u), like.shape).astype(like.dtype)
 
 
-def _weights(d: Any) -> Array | None:
+def _weights(d: Any) -> Any:
     """Weights of the values 0, 1, ... of a finite distribution."""
     if isinstance(d, distributions.Token):
         logits = d._allowed()
         top = jnp.max(logits, axis=-1, keepdims=True)
         return jnp.exp(logits - jnp.where(jnp.isneginf(top), 0, top))
-    if isinstance(d, _TABLES[:2]):
-        return d.probs
-    if isinstance(d, _TABLES[2:]):
-        return jnp.stack([1 - d.probs, d.probs], axis=-1)
+    if isinstance(d, (dist.CategoricalLogits, dist.CategoricalProbs)):
+        return jnp.asarray(d.probs)
+    if isinstance(d, (dist.BernoulliLogits, dist.BernoulliProbs)):
+        rate = jnp.asarray(d.probs)
+        return jnp.stack([1 - rate, rate], axis=-1)
     return None
