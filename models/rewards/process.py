@@ -109,5 +109,11 @@ class Telescoping(_OfScores):
         """The score of the whole."""
         return self._if(state[1], self.scores.log_complete(state[0], context))
 
+    def weigh(self, state, symbol, ended, remaining=None, context=None):
+        """See `Potential.weigh`; by that of the scores, which may cost much."""
+        inner, gain = self.scores.weigh(state[0], symbol, ended, remaining, context)
+        gain = self._if(state[1], gain)
+        return (inner, state[1] & (ended | ~jnp.isneginf(gain))), gain
+
     def _if(self, possible: Array, log_weight: Array) -> Array:
         return jnp.where(possible, log_weight, -jnp.inf)

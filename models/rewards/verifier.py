@@ -60,6 +60,16 @@ class Verifier(Potential):
         """See `Potential.log_complete`."""
         return self._likelihood(self.check.log_complete(state, context))
 
+    def weigh(self, state, symbol, ended, remaining=None, context=None):
+        """See `Potential.weigh`; by the check's own, which may cost much."""
+        before = self.check.log_prefix(state, remaining)
+        state, gain = self.check.weigh(state, symbol, ended, remaining, context)
+        after = jnp.where(jnp.isneginf(gain), -jnp.inf, before + gain)
+        now = self._expected(before)
+        new = jnp.where(ended, self._likelihood(after), self._expected(after))
+        possible = ~(jnp.isneginf(now) | jnp.isneginf(new))
+        return state, jnp.where(possible, new - jnp.where(possible, now, 0.0), -jnp.inf)
+
     def log_next(self, state, remaining=None):
         """Known where that of the check is."""
         known = None if self.eos is None else self.check.log_next(state, remaining)
@@ -88,7 +98,7 @@ class Verifier(Potential):
 
 
 def _log(x: Array) -> Array:
-    return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1.0)), -jnp.inf)
+    return jnp.where(x == 0, -jnp.inf, jnp.log(jnp.where(x == 0, 1.0, x)))
 
 
 def _rate(rate: ArrayLike, name: str) -> Float[Array, ""]:

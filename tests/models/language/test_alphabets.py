@@ -31,7 +31,7 @@ class Listed(ppl.Potential):
     def advance(self, state, symbol, context=None):
         seen, n = state
         symbol = symbol.length if isinstance(symbol, Unit) else symbol
-        return jnp.where(jnp.arange(self.size) == n, symbol, seen), n + 1
+        return jnp.where(jnp.arange(self.size, dtype=jnp.int32) == n, symbol, seen), n + 1
 
     def log_prefix(self, state, remaining=None):
         return state[1].astype(float)
@@ -49,7 +49,7 @@ class Joined(ppl.Potential):
     def advance(self, state, unit, context=None):
         seen, n = state
         size = jnp.minimum(unit.length, unit.raw.shape[0])
-        at = jnp.arange(40) - n
+        at = jnp.arange(40, dtype=jnp.int32) - n
         raw = unit.raw[jnp.clip(at, 0, unit.raw.shape[0] - 1)].astype(jnp.int32)
         seen = jnp.where((at >= 0) & (at < size), raw, seen)
         return jnp.where(at == size, ord("|"), seen), n + size + 1
