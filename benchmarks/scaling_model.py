@@ -152,5 +152,9 @@ def _accuracy(lm, task: str, asked: list[tasks.Problem]) -> float:
     target = batch_target(lm, task, asked)
     particles = inference.run_many(inference.Importance(1).smc, jax.random.key(9), target)
     written = texts(particles.choices)[:, 0]
-    pairs = zip(asked, written, strict=True)
-    return float(np.mean([tasks.decode(x) == ("".join(p.lines), True) for p, x in pairs]))
+    right = []
+    for p, row in zip(asked, written, strict=True):
+        said, ended = tasks.decode(row)
+        answer = tasks.answer_of(task, said) if ended else None
+        right.append(answer == tasks.answer_of(task, "".join(p.lines)))
+    return float(np.mean(right))

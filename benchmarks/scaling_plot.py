@@ -51,10 +51,10 @@ def means(results: dict) -> None:
     """Over all tasks: the paired difference to best of n at its largest budget's tokens."""
     print("\nAccuracy at equal tokens, all tasks together (points above best of n, paired):\n")
     names = [n for n in STYLES if all(n in found for found in results.values()) and n != BASELINE]
-    print("| method | at a quarter of the largest budget | near the largest |\n|---|---:|---:|")
+    print("| method | at 30 % of the largest budget | at 90 % |\n|---|---:|---:|")
     for name in names:
         cells = []
-        for share in (0.25, 0.9):
+        for share in (0.3, 0.9):
             gains = []
             for found in results.values():
                 bands = search.paired_bands({k: found[k]["right"] for k in (name, BASELINE)})
