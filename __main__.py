@@ -1,4 +1,4 @@
-"""`python -m feynkac demo` and `python -m feynkac sample "prompt"`: a language model, steered."""
+"""`python -m feynkac demo`, `gallery` and `sample "prompt"`: a language model, steered."""
 
 import argparse
 import sys
@@ -11,6 +11,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m feynkac", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     cli.demo.add_to(commands)
+    cli.gallery.add_to(commands)
     cli.sample.add_to(commands)
     args = parser.parse_args(argv)
     return args.run(args)

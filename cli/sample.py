@@ -3,14 +3,15 @@
 import argparse
 import json
 import time
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from rich.console import Console
 
 from .. import inference, models, ppl
 from .setup import ask, cache_compilations, loaded
 from .show import picture, progress, report
-from .story import steered
 
 RESAMPLERS = {
     cls.__name__.lower(): cls
@@ -57,6 +58,10 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         default=[],
         metavar="WORD=NATS",
         help="reward for tokens that begin with WORD (default 1 nat; may be negative); repeatable",
+    )
+    parser.add_argument("--regex", help="a regular expression that the whole text matches")
+    parser.add_argument(
+        "--schema", metavar="FILE", help="a file with the JSON schema that the text obeys"
     )
     parser.add_argument(
         "--must-end",
@@ -135,22 +140,19 @@ def run(args: argparse.Namespace) -> int:
         if not (table > 0).any():
             raise ValueError("--only and --without together forbid every token")
         prompt = ask(lm, args.prompt, args.raw)
-        lm.check_room(prompt, args.max_tokens)
-    except ValueError as error:
+        whole = args.must_end or args.regex is not None or args.schema is not None
+        at_length = ppl.Reject() if whole else ppl.Keep()
+        story = models.generation(lm, prompt, args.max_tokens, args.temperature, at_length)
+        story = story * models.TokenReward(jnp.log(table) + models.token_table(lm, reward))
+        if args.regex is not None:
+            story = story * models.Regex(args.regex)
+        if args.schema is not None:
+            story = story * models.JsonSchema(json.loads(Path(args.schema).read_text()))
+    except (ValueError, OSError) as error:
         console.print(f"[red]{error}[/red]", highlight=False)
         return 2
-    at_length = ppl.Reject() if args.must_end else ppl.Keep()
-    story, smc = steered(
-        lm,
-        prompt,
-        args.max_tokens,
-        args.temperature,
-        table,
-        models.token_table(lm, reward),
-        at_length,
-    )
     resampler = RESAMPLERS[args.resampler](ess_threshold=args.ess_threshold)
-    smc = inference.SMC(args.particles, resampler, smc.proposal)
+    smc = inference.SMC(args.particles, resampler)
     runs, start = [], time.perf_counter()
     with progress(console) as shown:
         task = shown.add_task("compiling", total=args.seeds)

@@ -131,6 +131,8 @@ class Generation(StateSpace):
             return NotImplemented
         lm, prefix, temperature, potential = self.bound
         other = other.over(Vocabulary.of(lm))
+        if not isinstance(self.told, Keep):
+            jax.eval_shape(lambda: other.start(self.length))  # what cannot be met is said here
         product = other if potential is None else potential * other
         return Generation(lm, prefix, self.length, temperature, self.told, product)
 
