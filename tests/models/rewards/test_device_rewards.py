@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 from feynkac import inference, models, ppl
 from feynkac.models.finite import MarkovLanguageModel, MarkovLM
-from feynkac.models.language import Vocabulary, random_llama
+from feynkac.models.language import Tokenizer, Vocabulary, random_llama
 from feynkac.models.language.units import Steps
 from feynkac.models.rewards.certainty import Perplexity, SelfCertainty
 from feynkac.models.rewards.head import RewardHead, hidden_states, learn_reward_head
@@ -197,3 +198,29 @@ def test_errors_say_what_to_do():
     head = RewardHead(None, None, jnp.zeros(2), jnp.ones(2))
     with pytest.raises(ValueError, match="hidden"):
         head.log_complete(head.start(1), models.Text.start(LM, LM.prompt([1]), 2))
+    broken = Verifier(Score(lambda a: jnp.nan), 0.9, 0.1)
+    assert np.isnan(broken.log_complete(broken.advance(broken.start(1), jnp.int32(1))))
+
+
+def test_a_template_is_cut_at_the_text():
+    core = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"<end>": 0, "a": 1, "b": 2}, unk_token="a")
+    )
+    core.add_special_tokens(["<end>"])
+    law = MarkovLM(jnp.log(TABLE[0]), jnp.log(TABLE), EOS)
+    lm = MarkovLanguageModel(law, tokenizer=Tokenizer(core, eos=EOS))
+    by_text, by_ids = Judge(lm, "a{text}b", ["a"], against="<end>"), CASES["judge"][0]
+    assert by_text.after.tolist() == [2] and by_text.answers.tolist() == [1]
+    assert int(by_text.before.length) == 1 and by_text.against.tolist() == [0]
+    state = by_text.advance(by_text.start(T), jnp.int32(2))
+    assert np.isclose(by_text.log_complete(state), by_ids.log_complete(state))
+    for template, answer, said in (
+        ("no place", "a", "once"),
+        ("a{text}b{text}", "a", "once"),
+        ("a{text}b", "", "0 tokens"),
+        ("a{text}b", [], "at least one"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Judge(lm, template, answer)
+    with pytest.raises(ValueError, match="different tokens"):
+        by_text.over(VOCABULARY)
