@@ -30,6 +30,7 @@ import scaling_train as training
 from feynkac import inference
 from feynkac.inference import search
 from feynkac.inference.annealing import Entropic, HeuristicEntropic
+from feynkac.inference.ledger import metered
 
 BUDGETS = (1, 2, 4, 8, 16, 32)
 ROWS = 1024  # problems x particles that are run at once
@@ -93,7 +94,7 @@ class Runs:
                 "rewards": np.asarray(beams.rewards),
             }
         smc = inference.Importance(n) if method == "independent" else filters(n)[method]
-        particles, spent = inference.ledger.metered(smc, key, target, tokens=model.count, many=True)
+        particles, spent = metered(smc, key, target, tokens=model.count, many=True)
         text = model.texts(particles.choices)
         each = np.sum(np.cumsum(text == tasks.EOS, axis=-1) <= 1, axis=-1)
         return {
