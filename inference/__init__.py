@@ -8,6 +8,7 @@ from . import exact as exact
 from . import mcmc as mcmc
 from . import pmcmc as pmcmc
 from . import samplers as samplers
+from . import search as search
 from . import smoothing as smoothing
 from . import variance as variance
 from . import weighted as weighted
@@ -18,11 +19,14 @@ from .chains import Chains as Chains
 from .checkpoint import CheckpointError as CheckpointError
 from .chunks import run_in_chunks as run_in_chunks
 from .importance import Importance as Importance
+from .ledger import Ledger as Ledger
+from .ledger import ledger as ledger
 from .lookahead import Lookahead as Lookahead
 from .mapping import Chunked as Chunked
 from .mapping import Mapping as Mapping
 from .mapping import Sharded as Sharded
 from .mapping import Vmap as Vmap
+from .marginal_filter import MarginalFilter as MarginalFilter
 from .mcmc import HMC as HMC
 from .mcmc import MALA as MALA
 from .mcmc import MH as MH
@@ -73,6 +77,7 @@ from .samplers import predictive as predictive
 from .samplers import predictive_check as predictive_check
 from .smc import SMC as SMC
 from .smc import run_many as run_many
+from .sqmc import SQMC as SQMC
 from .weighted import MultipleExpectations as MultipleExpectations
 from .weighted import MultipleImportance as MultipleImportance
 from .weighted import PopulationMonteCarlo as PopulationMonteCarlo
