@@ -140,7 +140,9 @@ class Temperatures(Rule):
 
 
 def _only(logits: Array, token: int) -> Array:
-    return jnp.where(jnp.arange(logits.shape[0]) == token, jnp.zeros_like(logits), -jnp.inf)
+    return jnp.where(
+        jnp.arange(logits.shape[0], dtype=jnp.int32) == token, jnp.zeros_like(logits), -jnp.inf
+    )
 
 
 class Changed(LanguageModel):
@@ -208,7 +210,7 @@ class Changed(LanguageModel):
             token, index = inputs
             return self._moved(memory, token, index < count), None
 
-        steps = jnp.arange(tokens.shape[0])
+        steps = jnp.arange(tokens.shape[0], dtype=jnp.int32)
         memory, _ = jax.lax.scan(one, self.rule.start(), (tokens.astype(jnp.int32), steps))
         return self._state(self.base.replay(prefix, tokens, count, max_tokens), memory)
 

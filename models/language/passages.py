@@ -69,7 +69,7 @@ class Loop(NamedTuple):
     def passage(self) -> Passage:
         """What was written."""
         count = jnp.sum(self.active, dtype=jnp.int32) - self.ended.astype(jnp.int32)
-        written = jnp.arange(self.tokens.shape[0]) < count
+        written = jnp.arange(self.tokens.shape[0], dtype=jnp.int32) < count
         return Passage(jnp.where(written, self.tokens, 0), count, self.ended)
 
 

@@ -12,6 +12,7 @@ from ...ppl.partial import Given
 from ...ppl.potential import Potential
 from ...ppl.state_space import AtLength, Keep, Reject, StateSpace
 from .delimiters import PARAGRAPH, Strings, delimiter_table
+from .fusion import largest
 from .passages import Laws, outcome, write_passage
 from .protocol import LanguageModel, Prefix, Prompt
 from .step_rewards import Step, StepPotential
@@ -23,7 +24,7 @@ class StepText(eqx.Module):
 
     `tokens` [max_steps * step_tokens] holds the text so far, without the end-of-text token, zeros
     after the first `count`; `ends` [max_steps] the count after each step so far. `carried` and
-    `values` are the states of the potentials.
+    `values` are the states of the potentials, `slot` is the next one that is free for all.
     """
 
     hot: Hot
@@ -31,6 +32,7 @@ class StepText(eqx.Module):
     count: Int[Array, ""]
     ends: Int[Array, "T"]
     ended: Bool[Array, ""]
+    slot: Int[Array, ""]
     carried: PyTree
     values: PyTree
 
@@ -57,7 +59,7 @@ def _init(ctx, laws: Laws, rewards, sizes) -> StepText:
     zero = jnp.zeros((), jnp.int32)
     tokens, ends = jnp.zeros(size, jnp.int32), jnp.zeros(max_steps, jnp.int32)
     values = tuple(reward.start() for reward in rewards)
-    return StepText(Hot(state), tokens, zero, ends, jnp.zeros((), bool), carried, values)
+    return StepText(Hot(state), tokens, zero, ends, jnp.zeros((), bool), zero, carried, values)
 
 
 class _Step(GenerativeFunction):
@@ -73,10 +75,13 @@ class _Step(GenerativeFunction):
         size, potential = self.step_tokens, laws.potential
         left = (self.max_steps - t) * size if self.limited else None
         last = jnp.where(old.count > 0, old.tokens[old.count - 1], laws.lm.eos)
+        first = largest(old.slot)
         loop = write_passage(
             laws, key, given, request, size, old.hot.value, old.carried,
-            t * size, last, old.ended, left,
+            first, last, old.ended, left,
         )  # fmt: skip
+        # The loop went on until the longest step had ended: at most step_tokens slots a step.
+        slot = first + largest(jnp.sum(loop.active, dtype=jnp.int32))
         piece = loop.passage
         log_weight = loop.log_weight
         if potential is not None and left is not None:
@@ -87,7 +92,7 @@ class _Step(GenerativeFunction):
             counts = ~piece.ended & ~jnp.isneginf(wide)
             log_weight += jnp.where(counts, gain, 0.0).astype(log_weight.dtype)
         at = old.count + jnp.arange(size, dtype=jnp.int32)
-        inside = jnp.arange(size) < piece.count
+        inside = jnp.arange(size, dtype=jnp.int32) < piece.count
         tokens = old.tokens.at[jnp.where(inside, at, old.tokens.shape[0])].set(
             piece.tokens, mode="drop"
         )
@@ -104,6 +109,7 @@ class _Step(GenerativeFunction):
             count,
             old.ends.at[t].set(count),
             old.ended | piece.ended,
+            slot,
             loop.carried,
             tuple(values),
         )

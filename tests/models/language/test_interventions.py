@@ -109,7 +109,7 @@ def test_a_changed_model_waits_with_its_base():
             token, slot, write = inputs
             return lm.advance(prefix, state, token, slot, write), None
 
-        inputs = jnp.array([3, 4, 1, 2]), jnp.arange(4), write
+        inputs = jnp.array([3, 4, 1, 2]), jnp.arange(4, dtype=jnp.int32), write
         return jax.lax.scan(step, lm.start(prefix, 4, gaps=True), inputs)[0].logits
 
     waited = run(lm, prefix, jnp.array([True, False, False, False]))
