@@ -14,13 +14,13 @@ law, resample systematically below half the particles (llamppl too), and weigh t
 - *free*: a fixed vector of logits over 32,000 tokens instead of a network; with a pattern, and
   with a soft critic of each token that only weighs (its evidence is known exactly).
 
-genlm-control runs as `AWRS(model, constraint)` and, where the pattern is narrow enough to end this
-day, as `direct_token_sampler(model * constraint)` ("product"), which walks the tokens' trie in
-Python for every particle. llamppl masks tokens with sets from our token automaton, whose making it
-is spared. The peers live in a process of their own that waits while ours runs: runs are taken in
-turn, their order drawn anew every round. Tokens are those of the final population, the end
-included. Compiling, loading, tries, prompts and a first run (of 2 particles, for a peer) are apart.
-What each run gave goes to standard error.
+genlm-control runs as `AWRS(model, constraint)` and, on the narrower pattern, also as
+`direct_token_sampler(model * constraint)` ("product"), which walks the tokens' trie in Python.
+llamppl masks tokens with sets from our token automaton, whose making it is spared. The peers live
+in a process of their own that waits while ours runs: runs are taken in turn, their order drawn anew
+every round. Tokens are those of the final population, the end included. Compiling, loading, tries,
+prompts and a first run (of 2 particles, for a peer) are apart. What each run gave goes to standard
+error.
 """
 
 import argparse
@@ -250,12 +250,8 @@ def masked(lm, told, automaton):
     class Constrained(Model):
         def __init__(self, prompt, length):
             super().__init__()
-            self.context, self.state, self.left = (
-                Context(lm, prompt),
-                int(automaton["start"]),
-                length,
-            )
-            self.written, self.ended = [], False
+            self.context, self.state = Context(lm, prompt), int(automaton["start"])
+            self.left, self.written, self.ended = length, [], False
 
         async def step(self):
             allowed = mask(self.state)
@@ -304,6 +300,7 @@ class Process:
     def __init__(self, python, folder):
         command = [python, __file__, "--role", str(folder)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        pipes["env"] = {**os.environ, "TQDM_DISABLE": "1"}
         self.process = subprocess.Popen(command, **pipes)
         self.loading = self.answer()["seconds"]
 
