@@ -585,8 +585,8 @@ def main():
                 calls[lane] = functools.partial(process.run, lane, case)
             examples[case] = compare(case, calls, n, options, process)
         exact = exact_evidences(*free[2:], free_texts(vocabulary), options.tokens)
-        shown = (f"{case} {exact[case]:.2f}" for case in examples if case in exact)
-        print("\nExact log evidence: " + ", ".join(shown) + ".")
+        for case in [case for case in examples if case in exact]:
+            print(f"\nExact log evidence of {case}: {exact[case]:.2f}.")
         for case in prompts:
             print(f"\n{case}: " + "; ".join(f"{k}: {v!r}" for k, v in examples[case].items()))
 
