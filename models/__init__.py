@@ -10,6 +10,9 @@ from .constraints import Grammar as Grammar
 from .constraints import JsonSchema as JsonSchema
 from .constraints import Regex as Regex
 from .constraints import Weighted as Weighted
+from .language import LINE as LINE
+from .language import PARAGRAPH as PARAGRAPH
+from .language import SENTENCE as SENTENCE
 from .language import BytePotential as BytePotential
 from .language import Bytes as Bytes
 from .language import Changed as Changed
@@ -27,6 +30,7 @@ from .language import JSONBytes as JSONBytes
 from .language import LanguageModel as LanguageModel
 from .language import LanguageModelPotential as LanguageModelPotential
 from .language import Latent as Latent
+from .language import Passage as Passage
 from .language import PerToken as PerToken
 from .language import Prefix as Prefix
 from .language import Prompts as Prompts
@@ -64,6 +68,7 @@ from .language import latent as latent
 from .language import lipogram as lipogram
 from .language import load as load
 from .language import next_weight as next_weight
+from .language import passage as passage
 from .language import per_token as per_token
 from .language import personas as personas
 from .language import prompt_posterior as prompt_posterior

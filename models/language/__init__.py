@@ -11,6 +11,10 @@ from .calls import conversation as conversation
 from .calls import reprompt as reprompt
 from .calls import told_by as told_by
 from .characters import Characters as Characters
+from .delimiters import LINE as LINE
+from .delimiters import PARAGRAPH as PARAGRAPH
+from .delimiters import SENTENCE as SENTENCE
+from .delimiters import delimiter_table as delimiter_table
 from .fetch import FetchError as FetchError
 from .fusion import LanguageModelPotential as LanguageModelPotential
 from .fusion import intersection as intersection
@@ -28,6 +32,7 @@ from .infilling import template as template
 from .interventions import Changed as Changed
 from .interventions import ForcedEnd as ForcedEnd
 from .interventions import ForcedWait as ForcedWait
+from .interventions import Rule as Rule
 from .interventions import StopStrings as StopStrings
 from .interventions import Temperatures as Temperatures
 from .interventions import hotter as hotter
@@ -41,6 +46,8 @@ from .llama import Llama as Llama
 from .llama import LlamaConfig as LlamaConfig
 from .loading import LoadError as LoadError
 from .loading import load as load
+from .passages import Passage as Passage
+from .passages import passage as passage
 from .protocol import LanguageModel as LanguageModel
 from .protocol import Prefix as Prefix
 from .protocol import Prompts as Prompts

@@ -9,7 +9,7 @@ from jaxtyping import PRNGKeyArray
 
 from ..errors import ProgramError
 from ..generative import PLAIN, GenerativeFunction, Outcome, Request
-from ..partial import Given
+from ..partial import Given, Partial
 from ..program import as_program
 
 
@@ -69,7 +69,15 @@ class Vmap(GenerativeFunction):
 
 
 def _checked(given: Given, size: int, request: Request) -> Given:
-    """The given values, each with a leading axis of `size`."""
+    """The given values and their masks, each with a leading axis of `size`."""
+
+    def spread(node: Partial) -> Partial:
+        """One mask for all instances, as a retained particle has it, is one for each."""
+        if node.mask is None or jnp.shape(node.mask):
+            return node
+        return Partial(node.value, jnp.broadcast_to(node.mask, (size,)))
+
+    given = jax.tree.map(spread, given, is_leaf=lambda x: isinstance(x, Partial))
     for leaf in jax.tree.leaves(given):
         if not jnp.shape(leaf) or jnp.shape(leaf)[0] != size:
             raise ProgramError(
