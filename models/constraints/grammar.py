@@ -63,10 +63,10 @@ class Grammar(Potential):
         given by `item_separator` and `key_separator`; `lenient=True` ignores keywords that are not
         known, which are else a `GrammarError`.
         """
-        schema = json.loads(schema) if isinstance(schema, str) else dict(schema)
+        whole: dict = json.loads(schema) if isinstance(schema, str) else dict(schema)
         if options:
-            schema = {**schema, "x-guidance": {**schema.get("x-guidance", {}), **options}}
-        return Grammar(f"start: %json {json.dumps(schema)}", cache=cache)
+            whole["x-guidance"] = {**whole.get("x-guidance", {}), **options}
+        return Grammar(f"start: %json {json.dumps(whole)}", cache=cache)
 
     @staticmethod
     def regex(pattern: str, *, cache: int = 2**12) -> "Grammar":
@@ -96,6 +96,7 @@ class Grammar(Potential):
     def start(self, length):
         """See `Potential.start`."""
         end_of(self.eos, "Grammar")
+        assert self.root is not None
         return Hot(_Parsed(Written.nothing(length), self.root, jnp.zeros(())))
 
     def advance(self, state, symbol, context=None):
