@@ -30,9 +30,10 @@ def is_right(question: dict, before: jax.Array, line: jax.Array, t: jax.Array) -
     due = lines[jnp.minimum(t, lines.shape[0] - 1)]
     over = t >= question["count"]
     shape = line[WIDTH - 1] == _SEMICOLON
-    # chain_sum: the term, and the total moved by it.
-    total, last = _number(line[8:4:-1]), _number(before[8:4:-1])
-    chain = jnp.all(line[:5] == due[:5]) & (total >= 0) & shape & ~over
+    # chain_sum: the last digit before, the term, and the total moved by it.
+    total, last = _number(line[7:3:-1]), _number(before[7:3:-1])
+    chain = jnp.all(line[1:4] == due[1:4]) & (line[8] == due[8]) & (total >= 0) & shape & ~over
+    chain &= line[0] == last % 10
     chain &= (total - last - question["change"][jnp.minimum(t, lines.shape[0] - 1)]) % 10000 == 0
     # number_sorting: the next three numbers, whatever the others were.
     sort = jnp.all(line == due) & ~over
@@ -112,7 +113,7 @@ def batch_target(lm: models.LanguageModel, task: str, problems: list[tasks.Probl
         prompt[i, : len(p.prompt)] = tasks.encode(p.prompt)
         lines[i, : len(p.lines)] = [tasks.encode(x) for x in p.lines]
         if task == "chain_sum":
-            change[i, : len(p.lines)] = [int(x[:4]) for x in p.lines]
+            change[i, : len(p.lines)] = [int(x[1:3]) for x in p.lines]
         elif task == "count_bits":
             start[i] = int(p.prompt[1:])
     noise = jax.vmap(jax.random.fold_in, (None, 0))(

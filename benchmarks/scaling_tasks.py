@@ -4,7 +4,7 @@ The questions, their answers and the scoring of answers are reasoning-gym's (Ope
 2.0), run in an environment of its own: `python scaling_tasks.py --serve`. What is ours is how a
 question is written for a model of 26 characters, and the solution in steps that it learns to write.
 
-    chain_sum        c+007-009+...  +007=7000;-009=8999;   term, total so far from its last digit on
+    chain_sum        c+007-009+...  0+7=7000 ;7-9=8999 ;   last digit, term, total from its end on
     number_sorting   s<40123507...  07 12 35 ;40...        three numbers a line
     count_bits       b0237          0118:1:01;0059...      half of it, its last bit, ones so far
 
@@ -70,8 +70,8 @@ def solve(prompt: str) -> tuple[str, ...]:
     if kind == "c":
         total, lines = 0, []
         for term in (body[i : i + 4] for i in range(0, len(body), 4)):
-            total = (total + int(term)) % 10000
-            lines.append(f"{term}={f'{total:04d}'[::-1]};")
+            last, total = total % 10, (total + int(term)) % 10000
+            lines.append(f"{last}{term[0]}{term[-1]}={f'{total:04d}'[::-1]} ;")
         return tuple(lines)
     if kind == "s":
         numbers = sorted((body[i : i + 2] for i in range(1, len(body), 2)), reverse=body[0] == ">")
@@ -91,7 +91,7 @@ def answer_of(task: str, text: str) -> str | None:
         return None
     try:
         if task == "chain_sum":
-            total = int(lines[-1][5:9][::-1])
+            total = int(lines[-1][4:8][::-1])
             return str(total - 10000 if total > 5000 else total)
         if task == "number_sorting":
             numbers = "".join(line[:9] for line in lines).split(" ")
