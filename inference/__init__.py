@@ -27,6 +27,7 @@ from .mapping import Mapping as Mapping
 from .mapping import Sharded as Sharded
 from .mapping import Vmap as Vmap
 from .marginal_filter import MarginalFilter as MarginalFilter
+from .marginal_filter import Marginals as Marginals
 from .mcmc import HMC as HMC
 from .mcmc import MALA as MALA
 from .mcmc import MH as MH
