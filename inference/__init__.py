@@ -21,6 +21,7 @@ from .chunks import run_in_chunks as run_in_chunks
 from .importance import Importance as Importance
 from .ledger import Ledger as Ledger
 from .ledger import ledger as ledger
+from .ledger import metered as metered
 from .lookahead import Lookahead as Lookahead
 from .mapping import Chunked as Chunked
 from .mapping import Mapping as Mapping

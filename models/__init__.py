@@ -6,10 +6,15 @@ from . import language as language
 from . import rewards as rewards
 from .constraints import Automaton as Automaton
 from .constraints import Check as Check
+from .constraints import Geometric as Geometric
 from .constraints import Grammar as Grammar
+from .constraints import GrammarError as GrammarError
 from .constraints import JsonSchema as JsonSchema
+from .constraints import Recursive as Recursive
 from .constraints import Regex as Regex
+from .constraints import RejectionToken as RejectionToken
 from .constraints import Weighted as Weighted
+from .constraints import rejection as rejection
 from .language import LINE as LINE
 from .language import PARAGRAPH as PARAGRAPH
 from .language import SENTENCE as SENTENCE
@@ -75,7 +80,7 @@ from .language import prompt_posterior as prompt_posterior
 from .language import reprompt as reprompt
 from .language import show as show
 from .language import step_texts as step_texts
-from .language import steps as steps
+from .language import stepwise as stepwise
 from .language import stream as stream
 from .language import syllables as syllables
 from .language import template as template
@@ -96,4 +101,5 @@ from .rewards import Telescoping as Telescoping
 from .rewards import TokenReward as TokenReward
 from .rewards import Verifier as Verifier
 from .rewards import code_block as code_block
+from .rewards import hidden_states as hidden_states
 from .rewards import learn_reward_head as learn_reward_head

@@ -4,5 +4,11 @@ from .automaton import Automaton as Automaton
 from .check import Check as Check
 from .grammar import Grammar as Grammar
 from .json_schema import JsonSchema as JsonSchema
+from .parsers import GrammarError as GrammarError
 from .regex import Regex as Regex
+from .rejecting import rejection as rejection
+from .rejection import RejectionToken as RejectionToken
+from .rejection import TextCheck as TextCheck
+from .rejection_forms import Geometric as Geometric
+from .rejection_forms import Recursive as Recursive
 from .weighted import Weighted as Weighted

@@ -73,7 +73,7 @@ from .step_rewards import StepPotential as StepPotential
 from .step_rewards import StepReward as StepReward
 from .step_rewards import StepValue as StepValue
 from .steps import Stepwise as Stepwise
-from .steps import steps as steps
+from .steps import stepwise as stepwise
 from .streaming import Guess as Guess
 from .streaming import stream as stream
 from .tokenizer import Tokenizer as Tokenizer

@@ -241,7 +241,7 @@ def hotter(model: Generation, temperature: Any) -> Proposal:
     `temperature` is one number or one a token (the rest at the last): a hot start is
     `hotter(story, [2.0, 2.0, 1.0])`. What potentials know of the next token guides the draws as
     without it. The law is the generation's: `SMC(n, proposal=models.hotter(story, 1.5))`. For text
-    in steps give `steps` the temperature as `drawn_at`.
+    in steps give `stepwise` the temperature as `drawn_at`.
     """
     values = jnp.atleast_1d(jnp.asarray(temperature, dtype=float))
     length, limited = model.length, not isinstance(model.at_length, Keep)

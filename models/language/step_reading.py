@@ -23,7 +23,7 @@ class StepReading(NamedTuple):
 
 
 def step_texts(lm: LanguageModel, particles: Particles) -> list[StepReading]:
-    """The distinct texts of a population that `steps` wrote, most probable first.
+    """The distinct texts of a population that `stepwise` wrote, most probable first.
 
     As `models.texts`: equal texts (in equal steps) are merged, those of weight zero left out, and
     a dead population gives an empty list.

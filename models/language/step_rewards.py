@@ -32,7 +32,7 @@ class Step(eqx.Module):
 
 
 class StepPotential(eqx.Module):
-    """Weighs a text step by step; `steps(...) * potential`."""
+    """Weighs a text step by step; `stepwise(...) * potential`."""
 
     @abc.abstractmethod
     def start(self) -> PyTree:

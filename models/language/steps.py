@@ -118,7 +118,7 @@ class _Step(GenerativeFunction):
 
 
 class Stepwise(StateSpace):
-    """See `steps`. `steps(...) * potential` weighs tokens (`ppl.Potential`) or whole steps."""
+    """See `stepwise`. A product with a `ppl.Potential` weighs tokens, a `StepPotential` steps."""
 
     told: AtLength | None
     step_tokens: int = eqx.field(static=True)
@@ -157,7 +157,7 @@ class Stepwise(StateSpace):
     __rmul__ = __mul__
 
 
-def steps(
+def stepwise(
     lm: LanguageModel,
     prompt: Prompt | Prefix,
     max_steps: int,
@@ -175,8 +175,8 @@ def steps(
     of `generation`, cut into steps, for texts of at most `max_steps` steps; site "token"
     [max_steps, step_tokens], of which what comes after the end of a step does not happen.
 
-    `steps(...) * StepReward(fn)` weighs each step when it has ended; `steps(...) * Regex(...)` and
-    other potentials weigh token by token and guide the draws, as in `Generation`. A text that has
+    `stepwise(...) * StepReward(fn)` weighs each step when it has ended; `stepwise(...) * Regex(...)`
+    and other potentials weigh token by token and guide the draws, as in `Generation`. A text that has
     not ended after `max_steps` counts as it is, or, weighed by a token potential, not at all;
     `at_length` says otherwise.
 

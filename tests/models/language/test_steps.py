@@ -19,7 +19,7 @@ from feynkac.models.language.host_step_rewards import HostStepReward, HostStepVa
 from feynkac.models.language.random_llama import random_llama
 from feynkac.models.language.step_reading import step_texts
 from feynkac.models.language.step_rewards import StepReward, StepValue
-from feynkac.models.language.steps import steps
+from feynkac.models.language.steps import stepwise
 from feynkac.ppl.laws.proper_weighting import weighting
 from feynkac.ppl.laws.result import decide
 from feynkac.ppl.status import NAN, OK
@@ -103,7 +103,7 @@ def oracle(text, ended, step_tokens):
 
 @pytest.fixture(scope="module")
 def weighed():
-    story = steps(LM, [1], 3, 2, ENDS) * Short() * StepReward(reward)
+    story = stepwise(LM, [1], 3, 2, ENDS) * Short() * StepReward(reward)
     return story * (StepValue(value) ** 2.0) ** 0.5
 
 
@@ -113,7 +113,7 @@ def exact(weighed):
 
 
 def test_the_law_is_that_of_generation_cut_into_steps():
-    exact = inference.exact.enumerate(steps(LM, [1], 2, 3, ENDS))
+    exact = inference.exact.enumerate(stepwise(LM, [1], 2, 3, ENDS))
     assert np.isclose(exact.log_evidence, 0.0, atol=1e-6)
     seen = set()
     rows = zip(exact.choices["token"], exact.happened["token"], exact.log_probs, strict=True)
@@ -160,7 +160,7 @@ def test_smc_is_properly_weighted(exact, kernel):
 
 
 def test_draws_at_another_temperature_leave_the_density(exact):
-    hot = steps(LM, [1], 3, 2, ENDS, drawn_at=jnp.array([2.0, 0.7])) * Short(False)
+    hot = stepwise(LM, [1], 3, 2, ENDS, drawn_at=jnp.array([2.0, 0.7])) * Short(False)
     hot = hot * StepReward(reward) * StepValue(value)
     target = ppl.Target(hot)
     density = jax.jit(jax.vmap(target.log_density))(exact.choices)
@@ -169,7 +169,7 @@ def test_draws_at_another_temperature_leave_the_density(exact):
 
 @pytest.mark.slow
 def test_hot_draws_have_the_evidence(exact):
-    hot = steps(LM, [1], 3, 2, ENDS, drawn_at=jnp.array([2.0, 0.7])) * Short(False)
+    hot = stepwise(LM, [1], 3, 2, ENDS, drawn_at=jnp.array([2.0, 0.7])) * Short(False)
     hot = hot * StepReward(reward) * StepValue(value)
     smc = inference.SMC(4)
     result = ppl.laws.unbiased_evidence(jax.random.key(2), smc, hot, exact.log_evidence, runs=2**12)
@@ -192,7 +192,7 @@ def fused():
     """
     one, two = (random_llama(jax.random.key(i), 3, d=8, heads=2, kv_heads=1, eos=2) for i in (1, 2))
     ends = delimiter_table(models.Vocabulary([b"a", b".", b""], 2), ".")
-    story = steps(one, [1, 2], 3, 4, ends, temperature=0.9, at_length=ppl.Keep())
+    story = stepwise(one, [1, 2], 3, 4, ends, temperature=0.9, at_length=ppl.Keep())
     return one, two, story * LanguageModelPotential(two, [2], 1.5) ** 0.5
 
 
@@ -249,7 +249,7 @@ def test_python_functions_weigh_steps():
     """One call a distinct text; where it fails one particle is lost, and only that."""
     lm = _spoken()
     rewards = HostStepReward(by_step), HostStepValue(by_text) ** 2.0
-    story = steps(lm, [1], 3, 2, ".") * rewards[0] * rewards[1]
+    story = stepwise(lm, [1], 3, 2, ".") * rewards[0] * rewards[1]
     particles = inference.SMC(32, None).run(jax.random.key(0), story)
     pieces = [
         ["".join(" a."[int(x)] for x in row[row > 0]) for row in rows]
@@ -287,12 +287,12 @@ def test_a_delimiter_may_begin_and_end_within_tokens():
 
 def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match="max_steps=0"):
-        steps(LM, [1], 0, 2, ENDS)
+        stepwise(LM, [1], 0, 2, ENDS)
     with pytest.raises(ValueError, match="one for each of the 2"):
-        steps(LM, [1], 2, 2, ENDS, temperature=[1.0, 2.0, 3.0])
+        stepwise(LM, [1], 2, 2, ENDS, temperature=[1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="no tokenizer"):
-        steps(LM, [1], 2, 2, "\n")
-    story = steps(LM, [1], 2, 2, ENDS)
+        stepwise(LM, [1], 2, 2, "\n")
+    story = stepwise(LM, [1], 2, 2, ENDS)
     with pytest.raises(ppl.ProgramError, match="2 tokens"):
         story.step.run(None, {"token": ppl.Partial(jnp.zeros(3, jnp.int32))}, _arguments(story))
     with pytest.raises(ppl.ProgramError, match="one float"):

@@ -10,7 +10,7 @@ from feynkac.models.language.calls import told_by
 from feynkac.models.language.delimiters import SENTENCE
 from feynkac.models.language.step_reading import step_texts
 from feynkac.models.language.step_rewards import StepReward
-from feynkac.models.language.steps import steps
+from feynkac.models.language.steps import stepwise
 
 
 def _short(step):
@@ -21,7 +21,7 @@ def _short(step):
 def test_sentences_are_weighed_as_written(smollm2):
     lm = smollm2
     prompt = lm.prompt([{"role": "user", "content": "Tell me about the sea in three sentences."}])
-    story = steps(lm, prompt, 2, 14, SENTENCE, at_length=ppl.Keep()) * StepReward(_short)
+    story = stepwise(lm, prompt, 2, 14, SENTENCE, at_length=ppl.Keep()) * StepReward(_short)
     particles = inference.SMC(4, None).run(jax.random.key(0), story, throw=True)
     state = particles.state
     place = jnp.arange(state.tokens.shape[1])
