@@ -175,9 +175,9 @@ def stepwise(
     of `generation`, cut into steps, for texts of at most `max_steps` steps; site "token"
     [max_steps, step_tokens], of which what comes after the end of a step does not happen.
 
-    `stepwise(...) * StepReward(fn)` weighs each step when it has ended; `stepwise(...) * Regex(...)`
-    and other potentials weigh token by token and guide the draws, as in `Generation`. A text that has
-    not ended after `max_steps` counts as it is, or, weighed by a token potential, not at all;
+    Times a `StepReward(fn)` each step is weighed when it has ended; times a `Regex` or another
+    token potential each token is, and the draws are guided, as in `Generation`. A text that has not
+    ended after `max_steps` counts as it is, or, weighed by a token potential, not at all;
     `at_length` says otherwise.
 
     `temperature` is the model's, one number or one a token of the step; `drawn_at` the temperature
