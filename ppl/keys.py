@@ -50,7 +50,7 @@ def plain_key(key: PRNGKeyArray) -> PRNGKeyArray:
     return jax.random.wrap_key_data(pair, impl="threefry2x32")
 
 
-@functools.partial(jax.jit, inline=True)
+@jax.jit
 def _threefry(
     k0: UInt32[Array, "*a"],
     k1: UInt32[Array, "*a"],

@@ -37,6 +37,15 @@ class Potential(eqx.Module):
         """Does it need `context`?"""
         return False
 
+    @property
+    def waits(self) -> bool:
+        """Does `advance` with the symbol -1, which is none, leave the hot state as it is?
+
+        Where particles of several speeds share a loop, the hot state of one that does not is
+        copied at every symbol.
+        """
+        return False
+
     @abc.abstractmethod
     def start(self, length: int) -> PyTree:
         """The state of the empty sequence, to which at most `length` symbols will come."""
@@ -119,6 +128,11 @@ class Product(Potential):
         """Does one of the factors?"""
         return any(p.reads_model for p in self.factors)
 
+    @property
+    def waits(self) -> bool:
+        """Do all factors?"""
+        return all(p.waits for p in self.factors)
+
     def start(self, length):
         """See `Potential.start`."""
         return tuple(p.start(length) for p in self.factors)
@@ -167,6 +181,11 @@ class Power(Potential):
         """Does the base?"""
         return self.base.reads_model
 
+    @property
+    def waits(self) -> bool:
+        """Does the base?"""
+        return self.base.waits
+
     def start(self, length):
         """See `Potential.start`."""
         return self.base.start(length)
@@ -213,6 +232,11 @@ class Quotient(Potential):
     def reads_model(self) -> bool:
         """Does one of the two?"""
         return self.top.reads_model or self.bottom.reads_model
+
+    @property
+    def waits(self) -> bool:
+        """Do both?"""
+        return self.top.waits and self.bottom.waits
 
     def start(self, length):
         """See `Potential.start`."""

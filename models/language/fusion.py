@@ -58,12 +58,16 @@ class LanguageModelPotential(Potential):
     lm: LanguageModel
     prefix: Prefix
     temperature: Float[Array, ""]
-    waits: bool = eqx.field(static=True)
 
     def __init__(self, lm: LanguageModel, prompt: Prompt | Prefix, temperature: Any = 1.0):
-        self.lm, self.waits = lm, True
+        self.lm = lm
         self.prefix = prompt if isinstance(prompt, Prefix) else lm.prompt(prompt)
         self.temperature = jnp.asarray(temperature, dtype=float)
+
+    @property
+    def waits(self) -> bool:
+        """Yes: a cache is not copied."""
+        return True
 
     def start(self, length: int) -> Opinion:
         """See `Potential.start`."""

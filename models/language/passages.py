@@ -17,7 +17,7 @@ from ...ppl.errors import ProgramError, site_name
 from ...ppl.generative import PLAIN, GenerativeFunction, Outcome, Request
 from ...ppl.hot import Hot, map_cold
 from ...ppl.partial import Given, as_value
-from ...ppl.potential import Potential, Power, Product, Quotient
+from ...ppl.potential import Potential
 from .protocol import LanguageModel, Prefix, State
 from .writing import Text, constrained, corrected
 
@@ -125,10 +125,10 @@ def write_passage(
         if potential is not None:
             text = Text(Hot(loop.state), loop.last, loop.ended, loop.carried)
             # What no host function is asked about: a text that has just ended, without its end.
-            symbol = jnp.where(active, token, -1 if waits(potential) else lm.eos)
+            symbol = jnp.where(active, token, -1 if potential.waits else lm.eos)
             over = active & is_end
             moved, gain = potential.weigh(loop.carried, symbol, over, remaining, text)
-            kept = _frozen(active, moved, loop.carried, waits(potential))
+            kept = _frozen(active, moved, loop.carried, potential.waits)
             gain = corrected(law, guided, favour, token, gain)
             factor = factor + gain.astype(factor.dtype)
         write = active & ~is_end
@@ -160,17 +160,6 @@ def write_passage(
 
 def _at(temperature: Array, j: Array, logits: Array) -> Array:
     return (temperature[j] if temperature.ndim else temperature).astype(logits.dtype)
-
-
-def waits(potential: Potential) -> bool:
-    """Does `advance` with a negative symbol leave the hot part of the state as it is?"""
-    if isinstance(potential, Product):
-        return all(waits(p) for p in potential.factors)
-    if isinstance(potential, Power):
-        return waits(potential.base)
-    if isinstance(potential, Quotient):
-        return waits(potential.top) and waits(potential.bottom)
-    return getattr(potential, "waits", False)
 
 
 def _frozen(active: Array, new: PyTree, old: PyTree, hot_waits: bool) -> PyTree:
