@@ -7,7 +7,6 @@ splitting change K only. So the hash that leads to a site is one for all particl
 pays for its draws alone, where a key of its own would cost two hashes before the first draw.
 """
 
-import functools
 import math
 
 import jax
