@@ -31,6 +31,7 @@ def test_equals_the_whole_run(steps):
 
 
 @pytest.mark.parametrize("steps", [4, 5])
+@pytest.mark.slow
 def test_equals_the_whole_run_when_particles_finish(steps):
     assert_identical(run_in_chunks(smc, KEY, ENDING, steps=steps), smc.run(KEY, ENDING))
 
@@ -177,6 +178,7 @@ def keyed_step(ctx, state, t):
     return {"key": key, "raw": state["raw"] + jnp.uint32(1), "hot": hot}
 
 
+@pytest.mark.slow
 def test_keys_and_hot_state_survive(tmp_path):
     model = ppl.StateSpace(keyed_init, keyed_step, 4)
     whole = run_in_chunks(smc, KEY, model, steps=2)
@@ -240,6 +242,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path_factory, run, says):
         run_in_chunks(*run(), steps=4, checkpoint=folder)
 
 
+@pytest.mark.slow
 def test_the_mapping_and_the_size_of_a_chunk_may_change(tmp_path):
     stopped(tmp_path / "run")
     blocks = inference.SMC(16, mapping=inference.Chunked(8))

@@ -43,6 +43,7 @@ def case(dsl_cost, lm):
 
 
 @pytest.mark.parametrize("count", ["flops", "bytes accessed", "transcendentals"])
+@pytest.mark.slow
 def test_compiled_cost_is_that_of_the_loop_by_hand(case, count):
     ours, hand = case.cost(count)
     assert hand > 0
@@ -95,6 +96,7 @@ def test_the_cost_of_waste_is_seen(dsl_cost, lm, case):
     )
 
 
+@pytest.mark.slow
 def test_both_have_the_same_evidence(case):
     keys = jax.random.split(jax.random.key(7), 100)
     means, errors = [], []

@@ -93,6 +93,7 @@ def test_inverse_evidence(unfinished):
         decide("E[1/Z-hat] = 1/Z", measure, KEY, 2**14, "").check()
 
 
+@pytest.mark.slow
 def test_one_particle_is_the_retained(posterior):
     smc = SMC(1, inference.SSP(ess_threshold=1.0))
     some = posterior.choices
@@ -101,6 +102,7 @@ def test_one_particle_is_the_retained(posterior):
     jax.tree.map(np.testing.assert_array_equal, after, some)
 
 
+@pytest.mark.slow
 def test_retained_of_weight_zero():
     target = tiny.text(tiny.MILD, tiny.Ending(True))
     smc = SMC(2, tiny.resampler(inference.Systematic, 1.0))

@@ -50,6 +50,7 @@ def test_a_proposal_of_a_constrained_site_is_an_error():
         Importance(2, ppl.Proposal(init=_all)).run(KEY, target)
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_keys():
     """The same numbers from run, run in jit, and run in vmap, up to last bits."""
     smc = SMC(4, inference.Systematic(ess_threshold=0.9))

@@ -65,6 +65,7 @@ def test_rejuvenation_keeps_weights_proper(kind, reject, endings):
     decide("rejuvenation", weighting(smc, exact.target, exact), KEY, 2**13, "").check()
 
 
+@pytest.mark.slow
 def test_what_a_kernel_does_to_a_run():
     target = tiny.text()
     p = SMC(256, tiny.resampler(inference.SSP), kernel=MH(~ppl.select())).run(KEY, target)

@@ -25,6 +25,7 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize("index", [0, *(pytest.param(i, marks=SLOW) for i in range(1, 6))])
+@pytest.mark.slow
 def test_densities_of_a_filter(index):
     """Under adaptive resampling, with steps that may not happen and runs that die."""
     kind, proposal = type(tiny.RESAMPLERS[index]), tiny.BOTH if index % 2 else None

@@ -112,6 +112,7 @@ def test_a_conditional_run_keeps_the_posterior(name):
     assert abs(inverse.mean() - 1) < 4 * inverse.std() / np.sqrt(runs)
 
 
+@pytest.mark.slow
 def test_the_heuristic_misses_the_target_and_reports_no_evidence():
     exact = inference.exact.enumerate(tiny.text(3 * tiny.MILD))
     smc = SMC(4, Systematic(ess_threshold=1.0), annealing=HeuristicEntropic(BaseRule(), 1.0, 1.0))

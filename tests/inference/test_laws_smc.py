@@ -72,6 +72,7 @@ def test_properly_weighted(case):
 
 
 @pytest.mark.x64
+@pytest.mark.slow
 def test_partly_constrained():
     """Some instances of a site given, in steps that may not happen."""
     some = ppl.Partial(jnp.array([1, 0, 2]), jnp.array([False, False, True]))
@@ -86,6 +87,7 @@ def test_partly_constrained():
     assert abs(inference.exact.enumerate(target).log_evidence - log_z) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_thousand_particles():
     """Unbiased, and close to the posterior in one run."""
     exact = posterior(False, True)

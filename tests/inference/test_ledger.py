@@ -83,6 +83,7 @@ def test_what_is_discarded_counts():
         ledger(plain)
 
 
+@pytest.mark.slow
 def test_runs_without_resampling_know_their_cost():
     particles = inference.Importance(N).run(KEY, target())
     spent = ledger(particles)

@@ -35,11 +35,13 @@ def test_equals_all_at_once(mapping, vmapped):
     same(vmapped, inference.SMC(8, OFTEN, mapping=mapping).run(KEY, DYADIC))
 
 
+@pytest.mark.slow
 def test_a_block_may_not_divide_the_population(vmapped):
     same(vmapped, inference.SMC(8, OFTEN, mapping=inference.Chunked(3)).run(KEY, DYADIC))
 
 
 @pytest.mark.parametrize("mapping", MAPPINGS, ids=["chunked", "sharded"])
+@pytest.mark.slow
 def test_conditional_runs_with_a_mapping(mapping):
     retained = {"z": jnp.array([0, 0, 1, 1, 2, 2], jnp.int32)}
     plain = inference.SMC(8).run_conditional(KEY, PLAIN, retained)

@@ -18,6 +18,7 @@ def z(samples, truth):
     return (samples.mean(0) - truth) / (samples.std(0, ddof=1) / np.sqrt(len(samples)))
 
 
+@pytest.mark.slow
 def test_unbiased_and_less_noisy_than_paths():
     one = jnp.eye(1)
     model = models.finite.LinearGaussian(jnp.zeros(1), one, 0.9 * one, 0.5 * one, one, 0.6 * one)

@@ -80,6 +80,7 @@ def test_inverse_cdf_by_clipping():
 
 
 @pytest.mark.parametrize("final", [False, True])
+@pytest.mark.slow
 def test_a_reference_that_enters_with_its_final_weight(final):
     """A sweep of particle Gibbs at N = 2, exact unless the retained particle is weighed ahead."""
     exact = inference.exact.enumerate(tiny.text(3 * tiny.MILD))

@@ -14,6 +14,7 @@ KEY = jax.random.key(13)
 N, RUNS = 4, 3
 
 
+@pytest.mark.slow
 def test_union():
     smc, target = SMC(N, tiny.resampler(inference.SSP, 0.9)), tiny.text()
     parts = [smc.run(jax.random.fold_in(KEY, i), target) for i in range(RUNS)]

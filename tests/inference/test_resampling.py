@@ -272,6 +272,7 @@ def test_offsets_single_weights_and_weights_lost_in_rounding(resampler):
 
 
 @each_resampler
+@pytest.mark.slow
 def test_jit_and_vmap_change_nothing(resampler):
     table = jnp.asarray(np.random.default_rng(0).normal(size=(3, 20)), float)
     ks, retained = keys(8, 3), jnp.asarray([0, 7, 19], jnp.int32)

@@ -27,6 +27,7 @@ def compare(batch, i, single):
     np.testing.assert_allclose(batch.ess_history[i], single.ess_history, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_equals_separate_runs_and_an_outer_vmap():
     model, data = hmm(T).model, symbols()
     batch = run_many(smc, KEY, ppl.Target(model, (data,)))

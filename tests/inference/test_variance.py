@@ -17,6 +17,7 @@ def token(choices):
     return choices["token"][1].astype(float)
 
 
+@pytest.mark.slow
 def test_unbiased():
     """E[Z-hat^2 V] = var(Z-hat) with four particles, selected at every step; and of f."""
     exact = inference.exact.enumerate(tiny.text(tiny.MILD, tiny.Ending(True)))

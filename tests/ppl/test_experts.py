@@ -92,6 +92,7 @@ def test_normalised_step_by_step_it_is_another_law():
 
 
 @pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.slow
 def test_filters_are_properly_weighted(guided):
     """With the step-wise product proposed, the normaliser Z_t is the weight's increment."""
     proposal = ppl.Proposal(_locally) if guided else None

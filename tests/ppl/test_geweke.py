@@ -36,6 +36,7 @@ class Biased(eqx.Module):
         )
 
 
+@pytest.mark.slow
 def test_it_sees_a_small_error_and_none_where_there_is_none():
     for share, good in ((0.0, True), (0.3, False)):
         kernel = Biased(jnp.asarray(share, float), mcmc.MH(ppl.select("x")))

@@ -131,6 +131,7 @@ def test_a_weight_that_depends_on_what_is_given_is_found():
         result.check()
 
 
+@pytest.mark.slow
 def test_jit_and_vmap_change_nothing():
     program, args, _ = CASES["cond and mask in vmap"]
     rows = (jnp.stack([args[0], 1 - args[0]]),)

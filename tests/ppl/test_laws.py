@@ -72,6 +72,7 @@ def test_unbiased_evidence():
     rejects(laws.unbiased_evidence(KEY, SMC, CHAIN, exact + np.log(1.02)))
 
 
+@pytest.mark.slow
 def test_nested_density():
     few = inference.SMC(3)
     result = laws.nested_density(KEY, few, SMALL).check()
@@ -97,6 +98,7 @@ class Metropolis(eqx.Module):
         return jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, choices)
 
 
+@pytest.mark.slow
 def test_invariance():
     laws.invariance(KEY, Metropolis(CHAIN, 1.0), CHAIN).check()
     laws.invariance(KEY, inference.MH(ppl.select("next")), CHAIN).check()

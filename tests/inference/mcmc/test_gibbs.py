@@ -25,6 +25,7 @@ EVERY = ~ppl.select()
     ],
     ids=["single", "block"],
 )
+@pytest.mark.slow
 def test_texts(kernel):
     """Impossible tokens; an end moves only where it does not change what happens."""
     for reject in (False, True):

@@ -39,6 +39,7 @@ def swapped(choices, auxiliary):
     return {**choices, "x": x}, {**auxiliary, "log_scale": -auxiliary["log_scale"]}
 
 
+@pytest.mark.slow
 def test_a_jacobian():
     kernel = mcmc.Sequence(
         [mcmc.Involutive(stretch, stretched), mcmc.Involutive(stretch, swapped, True)]

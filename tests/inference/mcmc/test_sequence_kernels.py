@@ -26,6 +26,7 @@ LATER = [n for n in KERNELS if n != "suffix"]
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LATER else []) for n in KERNELS]
 )
+@pytest.mark.slow
 def test_invariance(name):
     """Lengths vary, tokens have probability zero, and the end may be rejected."""
     for reject in (False, True):

@@ -59,6 +59,7 @@ class Started(eqx.Module):
 
 
 @pytest.mark.parametrize("proposal", [_flip, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_pmmh(proposal, posterior):
     smc = SMC(2, tiny.resampler(Systematic, 0.8))
     kernel = Started(PMMH(smc, proposal), parametric(posterior.target))

@@ -35,6 +35,7 @@ def holds(kernel, exact):
 @pytest.mark.parametrize(
     ("kind", "threshold"), [(Systematic, 1.0), (inference.Killing, 0.7), (None, 0.0)]
 )
+@pytest.mark.slow
 def test_ancestor_sampling(kind, threshold, posteriors):
     """Resampling at every step, sometimes, and never."""
     smc = SMC(2, tiny.resampler(kind, threshold))

@@ -53,6 +53,7 @@ def z(values, mean, variance):
 
 
 @pytest.mark.parametrize("target", [PROGRAM, NUMPYRO], ids=["program", "numpyro"])
+@pytest.mark.slow
 def test_prior_and_posterior(target):
     prior = samplers.predictive(KEY, None, target, N)
     assert data(prior.choices).shape == (N, 4)

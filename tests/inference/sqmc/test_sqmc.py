@@ -84,6 +84,7 @@ def test_unbiased_with_less_variance_than_random_numbers(kalman):
     assert (np.var(sqmc[2], axis=0) < np.var(smc[2], axis=0) / 4).all()
 
 
+@pytest.mark.slow
 def test_constraints_early_ends_discrete_sites_and_proposals():
     """Enumerable by hand: a chain of bits that may stop, with a constrained site and a guide."""
     rise = jnp.array([0.3, 0.6])

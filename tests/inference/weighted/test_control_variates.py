@@ -30,6 +30,7 @@ def runs_of(algorithm, target, runs):
     return results, np.asarray(results.values) * scale, np.asarray(results.errors) * scale
 
 
+@pytest.mark.slow
 def test_exponential_tilts():
     """E[exp(a x)] = exp(a a / 2); the optimal densities are in the family."""
     exact = np.exp(0.5 * np.sum(TILTS**2, axis=1))

@@ -83,6 +83,7 @@ def unbiased(ratio):
     return abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(ratio.size) + 1e-5
 
 
+@pytest.mark.slow
 def test_evidence_is_unbiased_and_a_look_ahead_lowers_its_variance():
     log_unigram = jnp.log(jnp.asarray(ROWS.mean(axis=0), float))
     for pattern in PATTERNS:

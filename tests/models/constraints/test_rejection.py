@@ -106,6 +106,7 @@ def device_runs(request):
     return run(jax.random.split(jax.random.key(0), 4000), logits, passes)
 
 
+@pytest.mark.slow
 def test_device_runs_are_unbiased_alone_and_retained(device_runs):
     for inverse, drawn, estimate in device_runs:
         inverse, drawn, estimate = (np.asarray(x, np.float64) for x in (inverse, drawn, estimate))
@@ -136,6 +137,7 @@ def exact():
     [(Recursive(), None), pytest.param(Geometric(), 3, marks=pytest.mark.slow)],
     ids=["recursive", "limited"],
 )
+@pytest.mark.slow
 def test_a_filter_that_proposes_by_it_is_unbiased(story, form, limit):
     smc = inference.SMC(4, proposal=rejection(story, form=form, max_rejects=limit))
     run = jax.jit(jax.vmap(lambda key: smc.run(key, story)))

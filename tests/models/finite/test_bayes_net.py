@@ -97,6 +97,7 @@ def test_log_joint_over_all_assignments():
     np.testing.assert_allclose(jnp.exp(log_p), table.reshape(-1), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_posterior_samples_follow_the_dense_joint():
     net = random_net()
     given = {"g": 2}
@@ -184,6 +185,7 @@ def test_program_has_the_same_joint_law():
     assert sprinkler().program().assess(impossible)[0] == -jnp.inf
 
 
+@pytest.mark.slow
 def test_program_draws_the_marginals():
     net = random_net()
     keys = jax.random.split(jax.random.key(6), 20_000)

@@ -170,6 +170,7 @@ def test_bad_parameters_are_errors(change, message):
 
 @pytest.mark.parametrize("observed", [None, OBSERVED], ids=["all", "missing"])
 @pytest.mark.x64
+@pytest.mark.slow
 def test_program_has_the_same_joint_law(observed):
     lg = model()
     ys = YS if observed is None else jnp.where(observed[:, None], YS, jnp.nan)

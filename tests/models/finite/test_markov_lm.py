@@ -199,6 +199,7 @@ def test_program_has_the_same_law(at_length):
     np.testing.assert_allclose(np.exp(log_p), weights, rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_program_is_properly_weighted_for_the_evidence():
     lm = sparse_lm()
     g = jnp.clip(potential(), None, 1.0)

@@ -105,6 +105,7 @@ def test_full_context(case):
     np.testing.assert_allclose(advanced[0], logits[3:], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_cached_decoder_equals_its_recomputation():
     llama = random_llama(jax.random.key(4), V, context=CONTEXT, scale=2.0)
 

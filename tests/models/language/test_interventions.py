@@ -98,6 +98,7 @@ def test_rules_compose_and_generate():
         np.testing.assert_allclose(log_prob, want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_changed_model_waits_with_its_base():
     """A slot that is not written leaves cache and memory as they were."""
     lm = Changed(random_llama(jax.random.key(0), 5, d=8, heads=2), ForcedEnd(2))

@@ -84,6 +84,7 @@ def test_a_chosen_prompt_copies_no_cache():
     assert prefix.cache[0].keys.shape == prompts.cache[0].keys.shape
 
 
+@pytest.mark.slow
 def test_hidden_is_what_the_logits_are_read_from():
     lm = _llama()
     prefix = lm.prompt([1, 2])

@@ -43,6 +43,7 @@ def run(story):
     return inference.SMC(N).run(jax.random.key(0), story)
 
 
+@pytest.mark.slow
 def test_per_token_adds_up_to_the_density(story, run):
     tokens = per_token(story, run)
     total = tokens.first + tokens.log_weights.sum(1) + tokens.last + tokens.log_draws.sum(1)

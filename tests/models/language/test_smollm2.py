@@ -34,6 +34,7 @@ def run(lm, prefix, tokens):
     return logits, jax.vmap(lm.log_probs)(prefix, tokens[:, 1:])
 
 
+@pytest.mark.slow
 def test_logits_equal_transformers(smollm2, stored):
     tokens = np.stack([stored[f"{text}.ids"][:SIZE] for text in TEXTS])
     prefixes = [smollm2.prompt(row[:1], bucket=80) for row in tokens]

@@ -245,6 +245,7 @@ def by_text(text):
     return 0.1 * len(text) - 0.4 * text.startswith("a")
 
 
+@pytest.mark.slow
 def test_python_functions_weigh_steps():
     """One call a distinct text; where it fails one particle is lost, and only that."""
     lm = _spoken()

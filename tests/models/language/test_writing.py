@@ -87,6 +87,7 @@ def llama_run():
     return lm, model, inference.SMC(8).run(jax.random.key(1), model)
 
 
+@pytest.mark.slow
 def test_results_hold_no_cache(llama_run):
     lm, model, particles = llama_run
     assert particles.state.hot.value is None
@@ -95,6 +96,7 @@ def test_results_hold_no_cache(llama_run):
     assert size < 8 * cache / 4
 
 
+@pytest.mark.slow
 def test_replay_rebuilds_the_state(llama_run):
     lm, model, particles = llama_run
     alive = int(jnp.argmax(particles.lengths))
