@@ -37,6 +37,7 @@ TABLE = np.array([[0.7, 0.3, 0.0], [0.3, 0.5, 0.2]])
     ("proposal", "n", "constraints"),
     [(_some, 1, {}), (_all, 4, {}), (_some, 2, {"test": 1}), (None, 4, {"test": 2})],
 )
+@pytest.mark.slow
 def test_programs(proposal, n, constraints):
     """Proposals of some sites and of all, wider than the model; constraints."""
     target = ppl.Target(diagnosis, (jnp.asarray(TABLE, float),), constraints)

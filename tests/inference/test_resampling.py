@@ -128,6 +128,7 @@ def test_the_law_check_rejects_a_bias_of_two_percent_and_a_naive_conditional_for
 
 @pytest.mark.parametrize(("n", "runs"), [(1, 10), (12, 20_000), (1000, 1000), (5000, 200)])
 @each_resampler
+@pytest.mark.slow
 def test_offspring_are_unbiased_and_conditional_forms_agree_with_size_bias(resampler, n, runs):
     rng = np.random.default_rng(n)
     weights = rng.exponential(size=n) ** 2 * (rng.uniform(size=n) < 0.7)

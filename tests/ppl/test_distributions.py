@@ -74,6 +74,7 @@ DISTRIBUTIONS = {
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.slow
 def test_as_it_is(name):
     make, outside = DISTRIBUTIONS[name]
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

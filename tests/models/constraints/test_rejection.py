@@ -46,6 +46,7 @@ def on_host(form, row, limit, retained, rng):
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("limit", [None, 2])
+@pytest.mark.slow
 def test_host_runs_are_unbiased_alone_and_retained(form, limit):
     rng, n, m = np.random.default_rng(5), 500, 100
     for row, p in enumerate(ROWS):

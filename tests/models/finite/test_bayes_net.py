@@ -66,6 +66,7 @@ def test_sprinkler_matches_hand_computation():
     assert net.log_joint({"rain": 0, "sprinkler": 0, "wet": 1}) == -jnp.inf
 
 
+@pytest.mark.slow
 def test_elimination_matches_the_dense_joint():
     net = random_net()
     table = joint_table(net)

@@ -140,6 +140,7 @@ def test_guided_and_predictive_satisfy_bayes_rule(t):
         np.testing.assert_allclose(guided_mean, lg.filtered(y[None])[0][0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_matches_differences_and_ignores_missing_data():
     lg, ys = model(), jnp.where(OBSERVED[:, None], YS, jnp.nan)
     grads = jax.grad(lambda m: m.log_evidence(ys, OBSERVED))(lg)

@@ -83,6 +83,7 @@ def everything(lm, prefix, tokens):
 
 
 @pytest.mark.x64
+@pytest.mark.slow
 def test_law(case):
     lm, reference = case
     tokens = jax.random.randint(jax.random.key(2), (3, 7), 0, V, jnp.int32)
