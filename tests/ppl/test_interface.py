@@ -97,7 +97,7 @@ CASES = {
 }
 
 
-QUICK = {"call", "done"}
+QUICK = {"done"}
 
 
 @pytest.mark.parametrize(
