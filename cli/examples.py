@@ -111,7 +111,7 @@ def expression(lm: models.LanguageModel) -> Example:
 
 def molecule(lm: models.LanguageModel) -> Example:
     """A molecule in SMILES notation that RDKit can read."""
-    from rdkit import Chem, RDLogger
+    from rdkit import Chem, RDLogger  # pyright: ignore[reportMissingImports]
 
     RDLogger.DisableLog("rdApp.*")  # pyright: ignore[reportAttributeAccessIssue]
     prompt = lm.prompt(
