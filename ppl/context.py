@@ -29,7 +29,7 @@ class Context:
         self._choices: dict[str, Any] = {}
         self._log_probs: dict[str, Any] = {}
         self._active: dict[str, Any] = {}
-        self._support: dict[str, Any] = {}
+        self._reports: dict[str, Any] = {}
         self._names: list[str] = []
         self._ended = False
         self._log_weight = jnp.zeros(())
@@ -40,14 +40,16 @@ class Context:
         self._enter(name)
         given = as_value(self._given[name]) if name in self._given else None
         self._check_given(name, given)
-        key = self._key_for(name)
+        key, probe, path = self._key_for(name), self._request.probe, (*self._request.where, name)
         if isinstance(distribution, EstimatedDistribution):
+            if probe is not None:
+                probe.estimated(path, distribution)
             key = None if key is None else plain_key(key)
             value, log_prob = self._estimated(name, key, distribution, given)
         elif isinstance(distribution, dist.Distribution):
             value, log_prob = self._exact(name, key, distribution, given)
-            if self._request.support:
-                self._support[name] = distributions.finite_support(distribution)
+            if probe is not None:
+                self._reports[name] = probe.report(path, key, distribution, value, log_prob)
         else:
             raise ProgramError(
                 f"site {self._at(name)} got a {type(distribution).__name__}, not a distribution. "
@@ -100,7 +102,7 @@ class Context:
             )
         out = program.run(self._key_for(name), given, args, self._request.inside(name))
         self._choices[name], self._log_probs[name] = out.choices, out.log_probs
-        self._active[name], self._support[name] = out.active, out.support
+        self._active[name], self._reports[name] = out.active, out.reports
         self._weigh(out.log_weight)
         return out.retval
 
@@ -122,9 +124,9 @@ class Context:
                     f"sample{what}.{hint}"
                 )
         self._ended = True
-        support = self._support if self._request.support else None
+        reports = None if self._request.probe is None else self._reports
         return Outcome(
-            self._choices, self._log_probs, self._active, self._log_weight, retval, support
+            self._choices, self._log_probs, self._active, self._log_weight, retval, reports
         )
 
     def _at(self, name: str) -> str:
@@ -186,11 +188,15 @@ class Context:
     def _exact(self, name, key, distribution, given):
         if given is None:
             value = distributions.draw(distribution, key)
-            return value, distributions.log_density(distribution, value, check=False)
-        value = self._shaped(name, distribution, given.value)
-        if given.mask is not None:
-            value = where_leading(given.mask, value, distributions.draw(distribution, key))
-        return value, distributions.log_density(distribution, value, check=True)
+        else:
+            value = self._shaped(name, distribution, given.value)
+            if given.mask is not None:
+                value = where_leading(given.mask, value, distributions.draw(distribution, key))
+        if self._request.probe is not None:
+            path = (*self._request.where, name)
+            value = self._request.probe.value(path, key, distribution, value)
+        check = given is not None
+        return value, distributions.log_density(distribution, value, check=check)
 
     def _estimated(self, name, key, distribution, given):
         if given is None:
@@ -220,6 +226,8 @@ class Context:
             for x in (like, value)
         ]
         if order[0] > order[1]:
+            if self._request.relaxed:
+                return value
             raise ProgramError(
                 f"the value for {self._at(name)} is {value.dtype}, but "
                 f"{type(distribution).__name__} draws {like.dtype}: "

@@ -14,6 +14,7 @@ from .compiled import compiled
 from .errors import ProgramError, site_name
 from .generative import Request, given_masks, likelihood
 from .partial import Choices, as_given, as_value, total, walk, where_leading
+from .probe import FINITE_SUPPORT
 from .target import Target, as_target
 
 LIMIT = 2**20
@@ -120,10 +121,10 @@ def enumerate(target: Any, *, limit: int = LIMIT) -> ExactPosterior:
 def _discover(target: Target):
     """Per site an array shaped like its instances, and its support or None."""
     given = as_given(target.constraints)
-    out = target.model.run(jax.random.key(0), given, target.args, Request(support=True))
+    out = target.model.run(jax.random.key(0), given, target.args, Request(probe=FINITE_SUPPORT))
     log_probs = walk(lambda _, lp: jnp.zeros_like(lp, bool), out.log_probs)
-    _no_estimates(out.log_probs, out.support, ())
-    return log_probs, walk(lambda _, lp, s: s, out.log_probs, out.support)
+    _no_estimates(out.log_probs, out.reports, ())
+    return log_probs, walk(lambda _, lp, s: s, out.log_probs, out.reports)
 
 
 def _no_estimates(log_probs: Any, support: Any, path: tuple[str, ...]) -> None:
@@ -174,7 +175,9 @@ def _evaluate(target, instances, supports, indices):
     def one(numbered):
         _, index = numbered
         given = as_given(walk(_value, instances, supports, index, constraints))
-        out = target.model.run(None, given, target.args, Request(complete=True, support=True))
+        out = target.model.run(
+            None, given, target.args, Request(complete=True, probe=FINITE_SUPPORT)
+        )
         canonical, fixed = [], []
 
         def check(_, i, active, before, after):
@@ -186,7 +189,7 @@ def _evaluate(target, instances, supports, indices):
                 fixed.append(jnp.all(same | ~active))
             return active
 
-        happened = walk(check, index, out.active, supports, out.support)
+        happened = walk(check, index, out.active, supports, out.reports)
         everything = jnp.ones((), bool)
         whole = total(out.log_probs) + out.log_weight
         log_density = target.raised(whole, likelihood(out, constraints))

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .partial import Choices, Given, Partial, as_given, overlay, prune, total, walk
+from .probe import FINITE_SUPPORT, FiniteSupport, Probe
 from .selection import Selection
 from .trace import Trace
 
@@ -24,19 +25,39 @@ from .trace import Trace
 class Request(eqx.Module):
     """How to run: static, handed down to every callee.
 
-    `complete`: a site without a value is an error. `support`: also report each site's finite
-    support. `weightless`: an observe or factor is an error. `where`: the calls we are in, for
-    messages.
+    `complete`: a site without a value is an error. `weightless`: an observe or factor is an error.
+    `where`: the calls we are in. `probe`: sees each site and reports on it; `support=True` is
+    short for the probe that reports finite supports. `relaxed`: real values may be given for
+    discrete sites (straight-through gradients).
     """
 
-    complete: bool = eqx.field(static=True, default=False)
-    support: bool = eqx.field(static=True, default=False)
-    where: tuple[str, ...] = eqx.field(static=True, default=())
-    weightless: bool = eqx.field(static=True, default=False)
+    complete: bool = eqx.field(static=True)
+    where: tuple[str, ...] = eqx.field(static=True)
+    weightless: bool = eqx.field(static=True)
+    relaxed: bool = eqx.field(static=True)
+    probe: Probe | None
+
+    def __init__(
+        self,
+        complete: bool = False,
+        support: bool = False,
+        where: tuple[str, ...] = (),
+        weightless: bool = False,
+        probe: Probe | None = None,
+        relaxed: bool = False,
+    ):
+        self.complete, self.where, self.weightless = complete, where, weightless
+        self.probe, self.relaxed = FINITE_SUPPORT if support else probe, relaxed
+
+    @property
+    def support(self) -> bool:
+        """Are finite supports asked for?"""
+        return isinstance(self.probe, FiniteSupport)
 
     def inside(self, name: str) -> "Request":
         """The request for a callee."""
-        return Request(self.complete, self.support, (*self.where, name), self.weightless)
+        where = (*self.where, name)
+        return Request(self.complete, False, where, self.weightless, self.probe, self.relaxed)
 
 
 PLAIN = Request()
@@ -44,14 +65,19 @@ PLAIN = Request()
 
 
 class Outcome(eqx.Module):
-    """What a run produced: the fields of `Trace`, and per site the finite support if asked."""
+    """What a run produced: the fields of `Trace`, and per site the report of its `Probe`."""
 
     choices: Choices
     log_probs: Any
     active: Any
     log_weight: Float[Array, "..."]
     retval: PyTree
-    support: Any = None
+    reports: Any = None
+
+    @property
+    def support(self) -> Any:
+        """The reports, where finite supports were asked for."""
+        return self.reports
 
     def weigh(self, given: Given) -> Float[Array, ""]:
         """Log density of the given sites, plus observes and factors, nats.

@@ -161,7 +161,7 @@ class StateSpace(GenerativeFunction):
             out.log_probs,
             out.active,
         )
-        return Outcome(choices, log_probs, happened, log_weight, new_state, out.support)
+        return Outcome(choices, log_probs, happened, log_weight, new_state, out.reports)
 
     def run_to(
         self,
@@ -194,7 +194,7 @@ class StateSpace(GenerativeFunction):
                     out.log_probs,
                     out.active,
                     out.log_weight,
-                    out.support,
+                    out.reports,
                 )
 
             if steps is None:
@@ -203,16 +203,16 @@ class StateSpace(GenerativeFunction):
                 shapes = jax.eval_shape(go, state)[1]
                 nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
                 state, rest = jax.lax.cond(t < steps, go, lambda s: (s, nothing), state)
-            choices, log_probs, active, inc, support = rest
+            choices, log_probs, active, inc, reports = rest
             if steps is not None:
                 active = walk(
                     lambda _, lp, a: jnp.broadcast_to(t < steps, jnp.shape(lp)) if a is None else a,
                     log_probs,
                     active,
                 )
-            return (state, log_weight + inc), (choices, log_probs, active, support)
+            return (state, log_weight + inc), (choices, log_probs, active, reports)
 
-        (state, log_weight), (choices, log_probs, active, support) = jax.lax.scan(
+        (state, log_weight), (choices, log_probs, active, reports) = jax.lax.scan(
             body,
             (first.retval, first.log_weight),
             (jnp.arange(self.length, dtype=jnp.int32), given_steps),
@@ -232,7 +232,7 @@ class StateSpace(GenerativeFunction):
             {**first.active, **active},
             log_weight + ending,
             state,
-            {**first.support, **support} if request.support else None,
+            None if request.probe is None else {**first.reports, **reports},
         )
 
     def run(

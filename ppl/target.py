@@ -15,6 +15,8 @@ from .selection import Selection
 from .state_space import StateSpace
 from .trace import Trace
 
+_COMPLETE = Request(complete=True)
+
 
 class Target(eqx.Module):
     """The unnormalised density gamma(x) = exp(assess(x with constraints)) over free choices x.
@@ -70,13 +72,15 @@ class Target(eqx.Module):
         """Choices together with the constraints, as given values."""
         return overlay(as_given(self.constraints), as_given(choices))
 
-    def log_density(self, choices: Choices, key: PRNGKeyArray | None = None) -> Float[Array, ""]:
+    def log_density(
+        self, choices: Choices, key: PRNGKeyArray | None = None, request: Request = _COMPLETE
+    ) -> Float[Array, ""]:
         """Log gamma(choices), nats; choices may hold the constrained sites too.
 
         -inf where they contradict a constraint. Needs a key where a density is estimated.
         """
         fixed = as_given(self.constraints)
-        out = self.model.run(key, self.joined(choices), self.args, Request(complete=True))
+        out = self.model.run(key, self.joined(choices), self.args, request)
         log_density = self.raised(total(out.log_probs) + out.log_weight, likelihood(out, fixed))
         return jnp.where(agrees(out.log_probs, out.active, fixed, choices), log_density, -jnp.inf)
 

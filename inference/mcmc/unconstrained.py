@@ -53,7 +53,7 @@ class _UnboundedContext(Context):
             )
         value = super().sample(name, distribution)
         if self._request.support:
-            self._support[name] = self._inverse(name, distribution, value)
+            self._reports[name] = self._inverse(name, distribution, value)
         return value
 
     def call(self, name, program, *args):

@@ -67,7 +67,7 @@ def run_if(
         return _activated(run_gated(flag, program, key, given, args, request))
 
     operand = (program, key, given, args)
-    if request.support:
+    if request.probe is not None and request.probe.everywhere:
         return _silenced(flag, happened(operand))
     dynamic, static = eqx.partition(operand, eqx.is_array)
     shape = jax.eval_shape(lambda d: happened(eqx.combine(d, static)), dynamic)
@@ -87,12 +87,12 @@ def _activated(out: Outcome) -> Outcome:
 
 
 def _silenced(flag, out: Outcome) -> Outcome:
-    """The outcome where `flag` holds and zeros elsewhere; the support stays."""
+    """The outcome where `flag` holds and zeros elsewhere; the reports stay."""
     parts = (out.choices, out.log_probs, out.active, out.log_weight, out.retval)
     choices, log_probs, active, log_weight, retval = jax.tree.map(
         lambda x: jnp.where(flag, x, jnp.zeros_like(x)), parts
     )
-    return Outcome(choices, log_probs, active, log_weight, retval, out.support)
+    return Outcome(choices, log_probs, active, log_weight, retval, out.reports)
 
 
 def merged(outcomes: dict[str, Outcome], retval: PyTree) -> Outcome:
@@ -102,10 +102,10 @@ def merged(outcomes: dict[str, Outcome], retval: PyTree) -> Outcome:
         return {branch: getattr(out, name) for branch, out in outcomes.items()}
 
     log_weight = sum((out.log_weight for out in outcomes.values()), jnp.zeros(()))
-    supports = field("support")
-    support = None if all(s is None for s in supports.values()) else supports
+    reports = field("reports")
+    reports = None if all(r is None for r in reports.values()) else reports
     return Outcome(
-        field("choices"), field("log_probs"), field("active"), log_weight, retval, support
+        field("choices"), field("log_probs"), field("active"), log_weight, retval, reports
     )
 
 

@@ -52,14 +52,14 @@ class Mix(GenerativeFunction):
             for name, flag, program in zip(names, flags, self.components, strict=True)
         }
         out = merged(outcomes, select_retval(flags, [o.retval for o in outcomes.values()], request))
-        support = None if out.support is None else {**chosen.support, **out.support}
+        reports = None if out.reports is None else {**chosen.reports, **out.reports}
         return Outcome(
             {**chosen.choices, **out.choices},
             {**chosen.log_probs, **out.log_probs},
             out.active,
             out.log_weight,
             out.retval,
-            support,
+            reports,
         )
 
 

@@ -63,15 +63,15 @@ class Scan(GenerativeFunction):
             new_carry, y = out.retval
             check_alike(carry, new_carry, f"the program of ppl.scan {where}", "carry")
             carry = new_carry
-            rest = (out.choices, out.log_probs, out.active, out.support)
+            rest = (out.choices, out.log_probs, out.active, out.reports)
             return (carry, log_weight + out.log_weight), (rest, y)
 
         start = (jax.tree.map(jnp.asarray, carry), jnp.zeros(()))
         (carry, log_weight), (rest, ys) = jax.lax.scan(
             body, start, (jnp.arange(length), xs, given), length=length
         )
-        choices, log_probs, active, support = rest
-        return Outcome(choices, log_probs, active, log_weight, (carry, ys), support)
+        choices, log_probs, active, reports = rest
+        return Outcome(choices, log_probs, active, log_weight, (carry, ys), reports)
 
 
 def scan(program: Any, length: int | None = None) -> Scan:

@@ -1,0 +1,33 @@
+"""Programmable variational inference: objectives are programs, gradients a strategy a site."""
+
+from .baselines import Baseline as Baseline
+from .baselines import Learned as Learned
+from .baselines import LeaveOneOut as LeaveOneOut
+from .baselines import Running as Running
+from .context import ObjectiveContext as ObjectiveContext
+from .estimator import Surrogate as Surrogate
+from .estimator import ValueAndGrad as ValueAndGrad
+from .estimator import surrogate as surrogate
+from .estimator import value_and_grad as value_and_grad
+from .objective import Objective as Objective
+from .objective import objective as objective
+from .objectives import biased_vsmc as biased_vsmc
+from .objectives import diwhvi as diwhvi
+from .objectives import elbo as elbo
+from .objectives import forward_kl as forward_kl
+from .objectives import hvi as hvi
+from .objectives import iwelbo as iwelbo
+from .objectives import iwhvi as iwhvi
+from .objectives import p_wake as p_wake
+from .objectives import q_wake as q_wake
+from .objectives import renyi as renyi
+from .objectives import symmetric as symmetric
+from .objectives import vsmc as vsmc
+from .strategies import Enumerate as Enumerate
+from .strategies import GumbelStraightThrough as GumbelStraightThrough
+from .strategies import MeasureValued as MeasureValued
+from .strategies import Reparameterized as Reparameterized
+from .strategies import Score as Score
+from .strategies import StraightThrough as StraightThrough
+from .strategies import Strategy as Strategy
+from .strategies import TopK as TopK
