@@ -13,6 +13,7 @@ from ..ppl.code import Code
 from ..ppl.combinators.branches import any_member
 from ..ppl.compiled import compiled
 from ..ppl.target import Target, as_target
+from .batch import over_targets
 from .importance import Importance
 from .particles import Particles
 from .smc import SMC
@@ -178,11 +179,4 @@ def _metered(smc: SMC, key: PRNGKeyArray, target: Target, counters: tuple):
 
 @compiled
 def _metered_many(smc: SMC, key: PRNGKeyArray, targets: Target, counters: tuple):
-    batched = (targets.args, targets.constraints)
-    size = jax.tree.leaves(batched)[0].shape[0]
-
-    def one(i, args, constraints):
-        target = Target(targets.model, args, constraints, targets.exponent)
-        return _metered(smc, jax.random.fold_in(key, i), target, counters)
-
-    return jax.vmap(one)(jnp.arange(size), *batched)
+    return over_targets(lambda k, target: _metered(smc, k, target, counters), key, targets)

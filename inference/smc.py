@@ -16,6 +16,7 @@ from ..ppl.proposal import Proposal
 from ..ppl.target import Target, as_target
 from ..ppl.twist import AbstractTwist
 from .annealing import Annealing
+from .batch import over_targets
 from .driver import Driver
 from .mapping import Mapping, Vmap
 from .mcmc.kernel import Kernel
@@ -149,17 +150,4 @@ def run_many(smc: SMC, key: PRNGKeyArray, targets: Target, *, throw: bool = Fals
 
 @compiled
 def _run_many(smc: SMC, key: PRNGKeyArray, targets: Target) -> Particles:
-    batched = (targets.args, targets.constraints)
-    sizes = {jnp.shape(x)[0] if jnp.shape(x) else None for x in jax.tree.leaves(batched)}
-    if len(sizes) != 1 or None in sizes:
-        raise ValueError(
-            "run_many needs args and constraints that all have one leading batch axis; the sizes "
-            f"are {sorted(map(str, sizes))}. Bind "
-            "what is shared to the model with ppl.bind"
-        )
-
-    def one(i, args, constraints):
-        target = Target(targets.model, args, constraints, targets.exponent)
-        return _run(smc, jax.random.fold_in(key, i), target, None)
-
-    return jax.vmap(one)(jnp.arange(sizes.pop()), *batched)
+    return over_targets(lambda k, target: _run(smc, k, target, None), key, targets)

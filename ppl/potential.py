@@ -8,12 +8,14 @@ import abc
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
+from .combinators.branches import any_member
 from .errors import ProgramError
 from .hot import map_cold
+from .log_weights import gain, power, product, ratio
 
 Remaining = Int[Array, ""] | None
 
@@ -85,16 +87,18 @@ class Potential(eqx.Module):
     ) -> tuple[PyTree, Float[Array, ""]]:
         """The state after a symbol (the end symbol if `ended`) and the log weight that it adds.
 
-        A potential that costs much says here what it computes only for what has ended.
+        Complete weights are computed only in a step in which some particle ends.
         """
         new = self.advance(state, symbol, context)
         before = self.log_prefix(state, remaining)
-        later = None if remaining is None else remaining - 1
-        after = jnp.where(ended, self.log_complete(state, context), self.log_prefix(new, later))
-        state = map_cold(lambda x, old: jnp.where(ended, old, x), new, state)
-        possible = ~(jnp.isneginf(after) | jnp.isneginf(before))
-        gain = jnp.where(possible, after, 0.0) - jnp.where(possible, before, 0.0)
-        return state, jnp.where(possible, gain, -jnp.inf)
+        after = self.log_prefix(new, None if remaining is None else remaining - 1)
+
+        def whole():
+            return self.log_complete(state, context).astype(after.dtype)
+
+        complete = jax.lax.cond(any_member(ended), whole, lambda: jnp.zeros_like(after))
+        added = gain(jnp.where(ended, complete, after), before)
+        return map_cold(lambda x, old: jnp.where(ended, old, x), new, state), added
 
     def __mul__(self, other: Any) -> "Potential":
         """The product of two potentials."""
@@ -145,11 +149,11 @@ class Product(Potential):
 
     def log_prefix(self, state, remaining=None):
         """See `Potential.log_prefix`."""
-        return _sum(p.log_prefix(s, remaining) for p, s in zip(self.factors, state, strict=True))
+        return product(p.log_prefix(s, remaining) for p, s in zip(self.factors, state, strict=True))
 
     def log_complete(self, state, context=None):
         """See `Potential.log_complete`."""
-        return _sum(p.log_complete(s, context) for p, s in zip(self.factors, state, strict=True))
+        return product(p.log_complete(s, context) for p, s in zip(self.factors, state, strict=True))
 
     def weigh(self, state, symbol, ended, remaining=None, context=None):
         """See `Potential.weigh`: each factor's own."""
@@ -157,13 +161,13 @@ class Product(Potential):
             p.weigh(s, symbol, ended, remaining, context)
             for p, s in zip(self.factors, state, strict=True)
         ]
-        return tuple(new for new, _ in pairs), _sum(gain for _, gain in pairs)
+        return tuple(new for new, _ in pairs), product(added for _, added in pairs)
 
     def log_next(self, state, remaining=None):
         """See `Potential.log_next`."""
         each = [p.log_next(s, remaining) for p, s in zip(self.factors, state, strict=True)]
         known = [x for x in each if x is not None]
-        return _sum(known) if known else None
+        return product(known) if known else None
 
     def over(self, vocabulary):
         """See `Potential.over`."""
@@ -196,30 +200,25 @@ class Power(Potential):
 
     def log_prefix(self, state, remaining=None):
         """See `Potential.log_prefix`."""
-        return self._raised(self.base.log_prefix(state, remaining))
+        return power(self.base.log_prefix(state, remaining), self.exponent)
 
     def log_complete(self, state, context=None):
         """See `Potential.log_complete`."""
-        return self._raised(self.base.log_complete(state, context))
+        return power(self.base.log_complete(state, context), self.exponent)
 
     def weigh(self, state, symbol, ended, remaining=None, context=None):
         """See `Potential.weigh`."""
-        state, gain = self.base.weigh(state, symbol, ended, remaining, context)
-        return state, self._raised(gain)
+        state, added = self.base.weigh(state, symbol, ended, remaining, context)
+        return state, power(added, self.exponent)
 
     def log_next(self, state, remaining=None):
         """See `Potential.log_next`."""
         known = self.base.log_next(state, remaining)
-        return None if known is None else self._raised(known)
+        return None if known is None else power(known, self.exponent)
 
     def over(self, vocabulary):
         """See `Potential.over`."""
         return Power(self.base.over(vocabulary), self.exponent)
-
-    def _raised(self, log_weight):
-        possible = ~jnp.isneginf(log_weight)
-        raised = self.exponent.astype(log_weight.dtype) * jnp.where(possible, log_weight, 0.0)
-        return jnp.where(possible, raised, -jnp.inf)
 
 
 class Quotient(Potential):
@@ -252,13 +251,13 @@ class Quotient(Potential):
 
     def log_prefix(self, state, remaining=None):
         """See `Potential.log_prefix`."""
-        return _ratio(
+        return ratio(
             self.top.log_prefix(state[0], remaining), self.bottom.log_prefix(state[1], remaining)
         )
 
     def log_complete(self, state, context=None):
         """See `Potential.log_complete`."""
-        return _ratio(
+        return ratio(
             self.top.log_complete(state[0], context), self.bottom.log_complete(state[1], context)
         )
 
@@ -266,7 +265,7 @@ class Quotient(Potential):
         """See `Potential.weigh`."""
         top, over = self.top.weigh(state[0], symbol, ended, remaining, context)
         bottom, under = self.bottom.weigh(state[1], symbol, ended, remaining, context)
-        return (top, bottom), _ratio(over, under)
+        return (top, bottom), ratio(over, under)
 
     def log_next(self, state, remaining=None):
         """See `Potential.log_next`."""
@@ -274,25 +273,8 @@ class Quotient(Potential):
         bottom = self.bottom.log_next(state[1], remaining)
         if top is None or bottom is None:
             return top
-        return _ratio(top, bottom)
+        return ratio(top, bottom)
 
     def over(self, vocabulary):
         """See `Potential.over`."""
         return Quotient(self.top.over(vocabulary), self.bottom.over(vocabulary))
-
-
-def _sum(terms: Any) -> Array:
-    """The sum of log weights; -inf where one is, whatever the others are."""
-    terms = list(terms)
-    dtype = np.result_type(*(x.dtype for x in terms))
-    total = jnp.zeros((), dtype)
-    for term in terms:
-        total = total + term.astype(dtype)
-    impossible = jnp.stack([jnp.isneginf(x) for x in terms]).any(0)
-    return jnp.where(impossible, -jnp.inf, total)
-
-
-def _ratio(top: Array, bottom: Array) -> Array:
-    possible = ~jnp.isneginf(top)
-    known = jnp.where(jnp.isneginf(bottom), jnp.nan, bottom)
-    return jnp.where(possible, jnp.where(possible, top, 0.0) - known.astype(top.dtype), -jnp.inf)

@@ -1,6 +1,7 @@
 """Set-up of every test: strict JAX, runtime shape checks, one compilation cache for all workers."""
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 CACHE = Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax"
@@ -8,8 +9,12 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(CACHE)
 )  # processes that tests start share it
 os.environ.setdefault("MPLBACKEND", "agg")
-# Tests compile more than they compute.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+# Tests compile more than they compute: these save most of the compiler's time. A flag that XLA
+# does not know ends the process, hence the version.
+if version("jaxlib").startswith("0.10."):
+    os.environ.setdefault(
+        "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    )
 
 import jax  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402

@@ -19,6 +19,7 @@ from ...ppl.code import Code
 from ...ppl.compiled import compiled
 from ...ppl.status import DEAD, Status
 from ...ppl.target import Target, as_target
+from ..batch import over_targets
 from ..ledger import Ledger
 from .choice import Choice, Search, best, chosen, thrown
 from .expansion import Expansion, Sampled
@@ -33,11 +34,24 @@ def _log_density(path: Path):
 class _Tree(Search):
     """The parts that beam searches share."""
 
-    width: eqx.AbstractVar[int]
-    expand: eqx.AbstractVar[Expansion]
-    score: eqx.AbstractVar[Code]
-    tokens: eqx.AbstractVar[Code | None]
+    width: int = eqx.field(static=True)
+    expand: Expansion
+    score: Code
+    tokens: Code | None
     groups: eqx.AbstractVar[int]
+
+    def __init__(
+        self,
+        width: int,
+        expand: Expansion | int,
+        score: Callable = _log_density,
+        tokens: Callable | None = None,
+    ):
+        if width < 1:
+            raise ValueError(f"{type(self).__name__} keeps at least one beam, got width={width}")
+        self.width, self.score = width, Code(score)
+        self.expand = Sampled(expand) if isinstance(expand, int) else expand
+        self.tokens = None if tokens is None else Code(tokens)
 
     def beams(self, key: PRNGKeyArray, target: Any) -> Beams:
         """The final beams as arrays; may be used under `jit` and `vmap`."""
@@ -84,24 +98,6 @@ class BeamSearch(_Tree):
     whose score is NaN are dropped.
     """
 
-    width: int = eqx.field(static=True)
-    expand: Expansion
-    score: Code
-    tokens: Code | None
-
-    def __init__(
-        self,
-        width: int,
-        expand: Expansion | int,
-        score: Callable = _log_density,
-        tokens: Callable | None = None,
-    ):
-        if width < 1:
-            raise ValueError(f"a beam search keeps at least one beam, got width={width}")
-        self.width, self.score = width, Code(score)
-        self.expand = Sampled(expand) if isinstance(expand, int) else expand
-        self.tokens = None if tokens is None else Code(tokens)
-
     @property
     def groups(self) -> int:
         """All beams compete."""
@@ -113,24 +109,6 @@ class DVTS(_Tree):
 
     The same cost as a beam search of that width, and more variety. Arguments as there.
     """
-
-    width: int = eqx.field(static=True)
-    expand: Expansion
-    score: Code
-    tokens: Code | None
-
-    def __init__(
-        self,
-        width: int,
-        expand: Expansion | int,
-        score: Callable = _log_density,
-        tokens: Callable | None = None,
-    ):
-        if width < 1:
-            raise ValueError(f"DVTS grows at least one tree, got width={width}")
-        self.width, self.score = width, Code(score)
-        self.expand = Sampled(expand) if isinstance(expand, int) else expand
-        self.tokens = None if tokens is None else Code(tokens)
 
     @property
     def groups(self) -> int:
@@ -145,14 +123,7 @@ def _beams(search: _Tree, key: PRNGKeyArray, target: Target) -> Beams:
 
 @compiled
 def _beams_many(search: _Tree, key: PRNGKeyArray, targets: Target) -> Beams:
-    batched = (targets.args, targets.constraints)
-    size = jax.tree.leaves(batched)[0].shape[0]
-
-    def one(i, args, constraints):
-        target = Target(targets.model, args, constraints, targets.exponent)
-        return grow(search, jax.random.fold_in(key, i), target)
-
-    return jax.vmap(one)(jax.numpy.arange(size), *batched)
+    return over_targets(lambda k, target: grow(search, k, target), key, targets)
 
 
 def beams_many(search: BeamSearch | DVTS, key: PRNGKeyArray, targets: Target) -> Beams:

@@ -1,7 +1,7 @@
 """Constraints on texts, as potentials."""
 
+from ..rewards.check import Check as Check
 from .automaton import Automaton as Automaton
-from .check import Check as Check
 from .grammar import Grammar as Grammar
 from .json_schema import JsonSchema as JsonSchema
 from .parsers import GrammarError as GrammarError

@@ -12,7 +12,7 @@ from ...ppl.potential import Potential, Product
 from ...ppl.proposal import Proposal
 from ...ppl.state_space import Keep
 from ..language.writing import Generation, Text, constrained
-from .check import Check
+from ..rewards.check import Check
 from .rejection import Geometric, Recursive, RejectionToken, TextCheck
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from ...ppl.log_weights import gain
 from ...ppl.potential import Potential, Remaining
 from .automaton import Automaton
 
@@ -79,9 +80,7 @@ class Weighted(Potential):
         now = self.log_prefix(state, remaining)
         row = self._row(None if remaining is None else remaining - 1)
         later = self.log_backward[row, self.automaton.transitions[state]]
-        possible = ~jnp.isneginf(now)
-        gain = jnp.where(possible, later - jnp.where(possible, now, 0.0), -jnp.inf)
-        return self.automaton.spread(gain)
+        return self.automaton.spread(gain(later, now))
 
     def _row(self, remaining: Remaining) -> Array:
         last = self.log_backward.shape[0] - 1

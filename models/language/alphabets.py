@@ -11,10 +11,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Bool, Int, PyTree, UInt8
 
-from ...ppl.combinators.branches import any_member
-from ...ppl.hot import map_cold
+from ...ppl.log_weights import gain
 from ...ppl.potential import Potential
 from .trie import Trie, like
 from .vocabulary import Vocabulary
@@ -116,18 +115,6 @@ class OverTokens(Potential):
         """See `Potential.log_complete`."""
         return jnp.where(state[1], self.inner.log_complete(state[0]), -jnp.inf)
 
-    def weigh(self, state, symbol, ended, remaining=None, context=None):
-        """See `Potential.weigh`; whole texts are weighed only when one of some particle ends."""
-        new, before = self.advance(state, symbol), self.log_prefix(state, remaining)
-        after = self.log_prefix(new, None if remaining is None else remaining - 1)
-
-        def whole(state):
-            return self.log_complete(state).astype(after.dtype)
-
-        weight = jax.lax.cond(any_member(ended), whole, lambda _: jnp.zeros_like(after), state)
-        gain = difference(jnp.where(ended, weight, after), before)
-        return map_cold(lambda x, old: jnp.where(ended, old, x), new, state), gain
-
     def log_next(self, state, remaining=None):
         """Exact where the potential looks ahead, else None."""
         if self.trie is None:
@@ -138,7 +125,7 @@ class OverTokens(Potential):
             after = jnp.where(later > 0, after, -jnp.inf)
         whole = self.log_complete(state).astype(after.dtype)
         ends = jnp.concatenate([jnp.full((1,), -jnp.inf, after.dtype), whole[None], after])
-        return difference(ends[self.trie.place], now)
+        return gain(ends[self.trie.place], now)
 
     def _bytes(self, remaining: Array | None) -> Array | None:
         """The largest number of bytes that may come, one for the end included."""
@@ -148,13 +135,6 @@ class OverTokens(Potential):
 def kept(flag: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
     """`new` where the flag holds, else `old`, in the dtypes of `old`."""
     return jax.tree.map(lambda a, b: jnp.where(flag, like(a, b), b), new, old)
-
-
-def difference(after: Float[Array, "..."], before: Float[Array, ""]) -> Float[Array, "..."]:
-    """Of log weights; -inf where one is."""
-    possible = ~(jnp.isneginf(after) | jnp.isneginf(before))
-    gain = jnp.where(possible, after, 0.0) - jnp.where(jnp.isneginf(before), 0.0, before)
-    return jnp.where(possible, gain, -jnp.inf)
 
 
 @functools.lru_cache(maxsize=8)

@@ -4,25 +4,22 @@ One callback a step serves the whole population, and each distinct text is score
 `models.Reward` for what happens where the function fails.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from ...ppl.combinators.branches import any_member
 from ...ppl.errors import ProgramError
-from ..rewards.registry import Handle, lookup
-from ..rewards.scores import Reader, Scores, Texts, as_log_weight
+from ...ppl.log_weights import gain, power
+from ..rewards.registry import Handle
+from ..rewards.scores import Reader, Scored, Scores, Texts, as_log_weight, ask
 from .step_rewards import Step, StepPotential
 from .vocabulary import Vocabulary
 
 
-class _OnHost(StepPotential):
+class _OnHost(StepPotential, Scored):
     scores: Handle
     texts: Handle | None
     exponent: Float[Array, ""]
@@ -31,16 +28,6 @@ class _OnHost(StepPotential):
     def __init__(self, scores: Scores, whole: bool, exponent: ArrayLike = 1.0):
         self.scores, self.texts, self.whole = Handle(scores), None, whole
         self.exponent = jnp.asarray(exponent, dtype=float)
-
-    @property
-    def failures(self) -> dict[str, Exception]:
-        """The exception of each text on which the function failed."""
-        return self.scores.value.failures
-
-    @property
-    def calls(self) -> int:
-        """Number of texts that the function was asked to weigh."""
-        return self.scores.value.calls
 
     def over(self, vocabulary: Vocabulary):
         """See `StepPotential.over`; scores are shared with this one."""
@@ -58,28 +45,8 @@ class _OnHost(StepPotential):
         """The host's nats, to the power; 0 where they are not needed."""
         if self.texts is None:
             raise ProgramError("this reward is on no vocabulary yet: multiply a model by it")
-        dtype = jnp.zeros(()).dtype
         tokens, count = (step.text, step.length) if self.whole else (step.tokens, step.count)
-
-        def call(number, *args):
-            out = jax.ShapeDtypeStruct((), dtype)
-            answer = functools.partial(_answer, dtype)
-            return jax.pure_callback(answer, out, number, *args, vmap_method="broadcast_all")
-
-        def skip(number, *args):
-            return jnp.zeros((), dtype)
-
-        number = self.texts.number
-        value = jax.lax.cond(any_member(need), call, skip, number, tokens, count, need)
-        value = jnp.where(need, value, 0.0)
-        possible = ~jnp.isneginf(value)
-        scaled = self.exponent.astype(dtype) * jnp.where(possible, value, 0.0)
-        return jnp.where(possible, scaled, -jnp.inf)
-
-
-def _answer(dtype, number, tokens, count, need):
-    texts: Texts = lookup(number)
-    return texts.weigh(*map(np.asarray, (tokens, count, need))).astype(dtype)
+        return power(ask(self.texts, tokens, count, need), self.exponent)
 
 
 def _scores(fn: Callable, name: str | None, batched: bool) -> Scores:
@@ -129,5 +96,4 @@ class HostStepValue(_OnHost):
     def weigh(self, state, step, active):
         """See `StepPotential.weigh`."""
         value = self._value(step, active & ~jnp.isneginf(state))
-        known = jnp.where(jnp.isneginf(state), 0.0, state)
-        return value, jnp.where(jnp.isneginf(value), -jnp.inf, value - known)
+        return value, gain(value, state)

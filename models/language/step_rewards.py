@@ -1,6 +1,8 @@
 """Weights of whole steps: process rewards, in both meanings that are in use.
 
 A product of step weights and a telescoping one have different targets, so they are two classes.
+These read a whole `Step` of a `stepwise` model; `Steps(StepProduct(...))` and
+`Steps(Telescoping(...))` mean the same for models whose transition is a token (`generation`).
 """
 
 import abc
@@ -12,6 +14,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from ...ppl.code import Code
 from ...ppl.errors import ProgramError
+from ...ppl.log_weights import gain, power
 
 
 class Step(eqx.Module):
@@ -72,9 +75,7 @@ class _ByFunction(StepPotential):
             raise ProgramError(
                 f"the reward of a step is one float (nats), got {value.dtype}{list(value.shape)}"
             )
-        possible = ~jnp.isneginf(value)
-        scaled = self.exponent.astype(value.dtype) * jnp.where(possible, value, 0.0)
-        return jnp.where(possible, scaled, -jnp.inf).astype(float)
+        return power(value, self.exponent).astype(float)
 
 
 class StepReward(_ByFunction):
@@ -108,5 +109,4 @@ class StepValue(_ByFunction):
     def weigh(self, state, step, active):
         """See `StepPotential.weigh`."""
         value = self._value(step)
-        known = jnp.where(jnp.isneginf(state), 0.0, state)
-        return value, jnp.where(jnp.isneginf(value), -jnp.inf, value - known)
+        return value, gain(value, state)

@@ -183,6 +183,10 @@ def stepwise(
     `temperature` is the model's, one number or one a token of the step; `drawn_at` the temperature
     to draw at instead: a proposal, corrected by the weights, that leaves the law alone.
 
+    Particles meet at the ends of steps: they are weighed and resampled there, however many tokens
+    each took. `generation(...) * Steps(...)` weighs the same steps at tokens, where particles meet
+    in the middle of theirs: the same target, another way there.
+
     All particles write at the same slots, and the loop over tokens ends when every particle's step
     has ended; memory is for max_steps * step_tokens tokens. The text is in the final state:
     `particles.state.tokens`, `.count` and `.ends`; `models.step_texts` reads it.

@@ -6,14 +6,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from ...ppl.code import Code
 from ...ppl.combinators.branches import any_member
-from ...ppl.hot import Hot
 from ...ppl.potential import Potential
 from ..language.vocabulary import Vocabulary
-from .written import Written, end_of
+from .written import OfWritten, end_of
 
 
 class TokenReward(Potential):
@@ -63,7 +62,7 @@ class TokenReward(Potential):
         return self.table
 
 
-class DeviceReward(Potential):
+class DeviceReward(OfWritten):
     """`fn(tokens, count, *args) -> nats` as a weight of token sequences, by a JAX function.
 
     Law: `lm * DeviceReward(fn)` is p(x) exp(fn(x)) over complete texts; x is `tokens[:count]`, of
@@ -80,47 +79,9 @@ class DeviceReward(Potential):
         self.fn = fn if isinstance(fn, eqx.Module) else Code(fn)
         self.args, self.prefixes, self.eos = args, prefixes, None
 
-    def over(self, vocabulary: Vocabulary) -> "DeviceReward":
-        """See `Potential.over`."""
-        if self.eos is not None:
-            return self
-        eos = jnp.asarray(vocabulary.eos, jnp.int32)
-        return eqx.tree_at(lambda p: p.eos, self, eos, is_leaf=lambda x: x is None)
+    def value(self, written, need):
+        """See `OfWritten.value`."""
 
-    def start(self, length):
-        """See `Potential.start`."""
-        end_of(self.eos, "DeviceReward")
-        return Hot((Written.nothing(length), jnp.zeros(())))
-
-    def advance(self, state, symbol, context=None):
-        """See `Potential.advance`."""
-        return self._advanced(state, symbol, jnp.zeros((), bool))[0]
-
-    def log_prefix(self, state, remaining=None):
-        """See `Potential.log_prefix`."""
-        return state.value[1]
-
-    def log_complete(self, state, context=None):
-        """See `Potential.log_complete`."""
-        written, _ = state.value
-        return self._value(written, ~written.ended)
-
-    def weigh(self, state, symbol, ended, remaining=None, context=None):
-        """See `Potential.weigh`; what is not needed by any particle is not computed."""
-        new, after = self._advanced(state, symbol, ended)
-        before = state.value[1]
-        possible = ~(jnp.isneginf(after) | jnp.isneginf(before))
-        gain = jnp.where(possible, after, 0.0) - jnp.where(possible, before, 0.0)
-        return new, jnp.where(possible, gain, -jnp.inf)
-
-    def _advanced(self, state: Hot, symbol: Array, ended: Bool[Array, ""]):
-        written, before = state.value
-        new = written.write(symbol, end_of(self.eos, "DeviceReward"))
-        need = ~written.ended & (ended | (self.prefixes & ~new.ended))
-        after = jnp.where(need, self._value(new, need), before)
-        return Hot((new, after)), after
-
-    def _value(self, written: Written, need: Bool[Array, ""]) -> Float[Array, ""]:
         def compute(tokens, count):
             value = jnp.asarray(self.fn(tokens, count, *self.args))
             if value.shape:

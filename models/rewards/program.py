@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from .check import Check
 from .host import HostPotential, Reward
 
 # Runs in the child, which is given the arguments but not the values that are expected.
@@ -89,8 +90,6 @@ class PythonProgram:
 
     def check(self, **options: Any) -> HostPotential:
         """The complete texts that pass all tests, as a `Check`; `options` are its own."""
-        from ..constraints.check import Check
-
         return Check(self._all_pass, f"PythonProgram({self.function})", batched=True, **options)
 
     def reward(self, nats: float | int = 1.0, **options: Any) -> Reward:

@@ -1,6 +1,7 @@
 """A Python function of texts, called once for each distinct text, whatever it does."""
 
 import codecs
+import functools
 import logging
 import math
 import threading
@@ -8,9 +9,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
+from ...ppl.combinators.branches import any_member
 from ..language.vocabulary import Vocabulary
+from .registry import Handle, lookup
 
 log = logging.getLogger(__name__)
 
@@ -145,3 +152,49 @@ class Texts:
         raw = (self.reader.raw(ids[i, : counts[i]].tolist()) for i in rows)
         flat[rows] = self.scores([self.reader.text(x) for x in raw])
         return out
+
+
+class Scored(eqx.Module):
+    """What potentials that hold `Scores` tell of them."""
+
+    scores: eqx.AbstractVar[Handle]
+
+    @property
+    def failures(self) -> dict[str, Exception]:
+        """The exception of each text on which the function failed."""
+        return self.scores.value.failures
+
+    @property
+    def calls(self) -> int:
+        """Number of texts that the function was asked to weigh."""
+        return self.scores.value.calls
+
+    def clear(self) -> None:
+        """Forget the scores and failures of all texts."""
+        self.scores.value.clear()
+
+
+def ask(
+    texts: Handle, tokens: Int[Array, "L"], count: Int[Array, ""], need: Bool[Array, ""]
+) -> Float[Array, ""]:
+    """The log weight by `Texts` of `tokens[:count]`, nats; 0 where it is not needed.
+
+    One callback serves a population under `vmap`, and none is made if no member needs it.
+    """
+    dtype = jnp.zeros(()).dtype
+
+    def call(number, *args):
+        out = jax.ShapeDtypeStruct((), dtype)
+        answer = functools.partial(_answer, dtype)
+        return jax.pure_callback(answer, out, number, *args, vmap_method="broadcast_all")
+
+    def skip(number, *args):
+        return jnp.zeros((), dtype)
+
+    weight = jax.lax.cond(any_member(need), call, skip, texts.number, tokens, count, need)
+    return jnp.where(need, weight, 0.0)
+
+
+def _answer(dtype, number, tokens, count, need):
+    texts: Texts = lookup(number)
+    return texts.weigh(*map(np.asarray, (tokens, count, need))).astype(dtype)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ...ppl.log_weights import gain, product
 from ...ppl.potential import Potential
 
 
@@ -63,12 +64,10 @@ class Verifier(Potential):
     def weigh(self, state, symbol, ended, remaining=None, context=None):
         """See `Potential.weigh`; by the check's own, which may cost much."""
         before = self.check.log_prefix(state, remaining)
-        state, gain = self.check.weigh(state, symbol, ended, remaining, context)
-        after = jnp.where(jnp.isneginf(gain), -jnp.inf, before + gain)
-        now = self._expected(before)
+        state, added = self.check.weigh(state, symbol, ended, remaining, context)
+        after = product([before, added])
         new = jnp.where(ended, self._likelihood(after), self._expected(after))
-        possible = ~(jnp.isneginf(now) | jnp.isneginf(new))
-        return state, jnp.where(possible, new - jnp.where(possible, now, 0.0), -jnp.inf)
+        return state, gain(new, self._expected(before))
 
     def log_next(self, state, remaining=None):
         """Known where that of the check is."""
@@ -77,9 +76,8 @@ class Verifier(Potential):
             return None
         now = self.check.log_prefix(state, remaining)
         after = now + known
-        gain = self._expected(after).at[self.eos].set(self._likelihood(after[self.eos]))
-        now = self._expected(now)
-        return jnp.where(jnp.isneginf(now), -jnp.inf, gain - jnp.where(jnp.isneginf(now), 0, now))
+        new = self._expected(after).at[self.eos].set(self._likelihood(after[self.eos]))
+        return gain(new, self._expected(now))
 
     def over(self, vocabulary):
         """See `Potential.over`."""

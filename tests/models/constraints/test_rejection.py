@@ -7,11 +7,11 @@ import pytest
 from oracles.host_texts import LM, PROMPT, VOCABULARY, closable, log_evidence, z_score
 
 from feynkac import inference, models, ppl
-from feynkac.models.constraints.check import Check
 from feynkac.models.constraints.rejecting import rejection
 from feynkac.models.constraints.rejection import RejectionToken
 from feynkac.models.constraints.rejection_forms import Geometric, Recursive
 from feynkac.models.constraints.urn import Urn
+from feynkac.models.rewards.check import Check
 
 # Rows of probabilities and of what passes: mixed, with zeros, one passes, all, none, one dominant.
 ROWS = np.array(

@@ -20,8 +20,8 @@ from oracles.host_texts import (
 )
 
 from feynkac import inference, models, ppl
-from feynkac.models.constraints.check import Check
 from feynkac.models.rewards import Reward
+from feynkac.models.rewards.check import Check
 from feynkac.models.rewards.scores import Reader
 from feynkac.ppl.status import NAN
 
