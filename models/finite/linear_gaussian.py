@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from ...ppl.program import bind
 from ...ppl.proposal import Proposal
 from ...ppl.state_space import StateSpace
+from . import linear_gaussian_parallel as in_parallel
 from ._log_space import TableLike, check_shape, is_concrete
 
 
@@ -23,6 +24,10 @@ class LinearGaussian(eqx.Module):
 
     `observed[t]` false skips y_t (its value, NaN included, is not read); None observes all.
     The covariances P0, Q and R must be symmetric positive definite.
+
+    `parallel=True` runs over time by associative scans: O(log T) deep in place of O(T), for several
+    times the work. It pays on an accelerator with long data; the results are the same up to
+    rounding.
     """
 
     m0: Float[Array, "n"]
@@ -70,21 +75,37 @@ class LinearGaussian(eqx.Module):
         return start + jnp.sum(moves) + jnp.sum(jnp.where(observed, seen, 0.0))
 
     def log_evidence(
-        self, ys: Float[Array, "T m"], observed: Bool[Array, "T"] | None = None
+        self,
+        ys: Float[Array, "T m"],
+        observed: Bool[Array, "T"] | None = None,
+        parallel: bool = False,
     ) -> Float[Array, ""]:
         """Log p(y_0..y_{T-1}) in nats."""
+        if parallel:
+            data = _masked(ys, observed)
+            return in_parallel.log_evidence(self, in_parallel.filtered(self, *data), *data)
         return jnp.sum(self._filter(ys, observed)[0])
 
     def filtered(
-        self, ys: Float[Array, "T m"], observed: Bool[Array, "T"] | None = None
+        self,
+        ys: Float[Array, "T m"],
+        observed: Bool[Array, "T"] | None = None,
+        parallel: bool = False,
     ) -> tuple[Float[Array, "T n"], Float[Array, "T n n"]]:
         """Means and covariances of x_t given y_0..y_t."""
+        if parallel:
+            return in_parallel.filtered(self, *_masked(ys, observed))
         return self._filter(ys, observed)[1:]
 
     def smoothed(
-        self, ys: Float[Array, "T m"], observed: Bool[Array, "T"] | None = None
+        self,
+        ys: Float[Array, "T m"],
+        observed: Bool[Array, "T"] | None = None,
+        parallel: bool = False,
     ) -> tuple[Float[Array, "T n"], Float[Array, "T n n"]]:
         """Means and covariances of x_t given all of y_0..y_{T-1}."""
+        if parallel:
+            return in_parallel.smoothed(self, self.filtered(ys, observed, parallel))
         _, means, covs = self._filter(ys, observed)
 
         def backward(after, now):

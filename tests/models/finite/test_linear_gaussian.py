@@ -72,6 +72,28 @@ def test_one_step_matches_hand_computation():
     )
 
 
+@pytest.mark.parametrize("first_seen", [True, False])
+def test_parallel_in_time_is_the_same(first_seen):
+    """Over 37 steps, some without data, the first among them or not."""
+    lg = model()
+    ys = jax.random.normal(jax.random.key(3), (37, 2)) * 2
+    observed = (jnp.arange(37) % 5 != 2).at[0].set(first_seen)
+    ys = jnp.where(observed[:, None], ys, jnp.nan)
+
+    @jax.jit
+    def both(lg, ys, observed):
+        def out(parallel):
+            data = (ys, observed, parallel)
+            return lg.log_evidence(*data), lg.filtered(*data), lg.smoothed(*data)
+
+        return out(True), out(False)
+
+    def same(a, b):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)
+
+    jax.tree.map(same, *both(lg, ys, observed))
+
+
 @pytest.mark.parametrize("observed", [None, OBSERVED], ids=["all", "missing"])
 def test_filter_and_smoother_match_the_dense_gaussian(observed):
     lg = model()
