@@ -8,6 +8,8 @@ from .control_variates import MultipleExpectations as MultipleExpectations
 from .gaussian import Gaussian as Gaussian
 from .multiple import MultipleImportance as MultipleImportance
 from .population import PopulationMonteCarlo as PopulationMonteCarlo
+from .recycling import AdaptiveMultipleImportance as AdaptiveMultipleImportance
+from .recycling import Recycled as Recycled
 from .scoring import Stacked as Stacked
 from .scoring import log_densities as log_densities
 from .sobol import SobolIndices as SobolIndices

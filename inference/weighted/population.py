@@ -38,8 +38,8 @@ class PopulationMonteCarlo(Algorithm):
     gamma / q_t have mean Z, because q_t depends only on earlier iterations and each draw is weighed
     by its own iteration's proposals. `expectation` is self-normalised over all iterations:
     *consistent*, with a bias of order 1 / (number of draws). (Weights by the mixture over all
-    iterations, as in adaptive multiple importance sampling, would make even Z-hat only consistent:
-    later proposals depend on the draws they weigh.)
+    iterations, as in `AdaptiveMultipleImportance`, make even Z-hat only consistent: later
+    proposals depend on the draws they weigh.)
 
     - `n_particles`: per iteration, shared equally by the proposals' components.
     - `adapt`: an `Adaptation` such as `Locations(kernel)`, or a function `adapt(particles) ->
@@ -101,16 +101,6 @@ class PopulationMonteCarlo(Algorithm):
         """Every iteration's population, discarded ones too, as a batch with that leading axis."""
         return _iterations(self, key, as_target(target))
 
-    def _sampler(self, proposals: tuple[Sampler, ...]) -> MultipleImportance:
-        components = sum(p.components if isinstance(p, Stacked) else 1 for p in proposals)
-        each, rest = divmod(self.n_particles, components)
-        if rest or not each:
-            raise ValueError(
-                f"{self.n_particles} particles cannot be shared equally by {components} "
-                "components: use a multiple"
-            )
-        return MultipleImportance(each, proposals, mapping=self.mapping)
-
     def _all(
         self,
         key: PRNGKeyArray,
@@ -121,7 +111,7 @@ class PopulationMonteCarlo(Algorithm):
         first = self.start if isinstance(self.start, tuple) else (self.start,)
 
         def iteration(t, proposals):
-            sampler = self._sampler(proposals)
+            sampler = shared_sampler(self.n_particles, proposals, self.mapping)
             key_t = jax.random.fold_in(key, 2 * t)
             return sampler.population(key_t, target, retained, chosen == t)
 
@@ -133,6 +123,20 @@ class PopulationMonteCarlo(Algorithm):
         begun = iteration(jnp.int32(0), first)
         _, rest = jax.lax.scan(later, begun, jnp.arange(1, self.iterations, dtype=jnp.int32))
         return jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), begun, rest)
+
+
+def shared_sampler(
+    n_particles: int, proposals: tuple[Sampler, ...], mapping: Mapping
+) -> MultipleImportance:
+    """So many particles of which every component of the proposals draws as many."""
+    components = sum(p.components if isinstance(p, Stacked) else 1 for p in proposals)
+    each, rest = divmod(n_particles, components)
+    if rest or not each:
+        raise ValueError(
+            f"{n_particles} particles cannot be shared equally by {components} components: use a "
+            "multiple"
+        )
+    return MultipleImportance(each, proposals, mapping=mapping)
 
 
 @compiled
