@@ -5,6 +5,7 @@ from .baselines import Learned as Learned
 from .baselines import LeaveOneOut as LeaveOneOut
 from .baselines import Running as Running
 from .context import ObjectiveContext as ObjectiveContext
+from .context import frozen as frozen
 from .estimator import Surrogate as Surrogate
 from .estimator import ValueAndGrad as ValueAndGrad
 from .estimator import surrogate as surrogate
@@ -19,6 +20,7 @@ from .objectives import hvi as hvi
 from .objectives import iwelbo as iwelbo
 from .objectives import iwhvi as iwhvi
 from .objectives import p_wake as p_wake
+from .objectives import path_elbo as path_elbo
 from .objectives import q_wake as q_wake
 from .objectives import renyi as renyi
 from .objectives import symmetric as symmetric

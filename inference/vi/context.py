@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -22,15 +23,28 @@ from ...ppl.target import Target, as_target
 from ...ppl.tracing import trace_state
 from . import nested
 from .baselines import others
-from .probe import EstimatesProbe, Path, Plan, StrategyProbe
-from .records import AtDraws, Called, Drawn, Inside, LeftOut, Many, Records, Scored, Within
-from .sites import explain
+from .mismatch import explain
+from .probe import EstimatesProbe, Plan, StrategyProbe
+from .records import (
+    AtDraws,
+    Called,
+    Drawn,
+    Inside,
+    LeftOut,
+    Many,
+    Path,
+    Records,
+    Scored,
+    Within,
+)
+from .strategies import Strategy
 
 
 class ObjectiveContext:
     """Handed to an objective as its first argument; names are unique within an objective.
 
-    It lives only while its objective runs. `run`: which of the runs of a `many` this is.
+    It lives only while its objective runs. `run`: which of the runs of a `many` this is, else
+    None. `records`, `chosen`: what the surrogate needs, the strategies of sites among it.
     """
 
     def __init__(
@@ -38,16 +52,17 @@ class ObjectiveContext:
         key: PRNGKeyArray,
         plan: Plan,
         prefix: Path = (),
-        override: Any = None,
+        change: Any = None,
         base: Records | None = None,
         record: bool = True,
         run: Int[ArrayLike, ""] | None = None,
+        chosen: dict[Path, Strategy] | None = None,
     ):
         self._key, self._plan, self._prefix = key, plan, prefix
-        self._override, self._base, self._record = override, base, record
-        self.run = run
+        self._change, self._base, self._record = change, base, record
+        self.run, self.chosen = run, {} if chosen is None else chosen
         self._names: list[str] = []
-        self._records: Records = {}
+        self.records: Records = {}
         self._entered = trace_state()
 
     def draw(
@@ -60,13 +75,13 @@ class ObjectiveContext:
         x] = 1/q(x). `frozen`: its law and x are taken as given, without gradients.
         """
         key = self._enter(name)
-        given: Any = self._override.given.get(name) if isinstance(self._override, AtDraws) else None
+        given: Any = self._change.given.get(name) if isinstance(self._change, AtDraws) else None
         if isinstance(guide, Target):
             raise ProgramError(
                 f"draw {self._at(name)} got a Target, which is not normalized: draw from "
                 "ppl.normalize(target, algorithm)"
             )
-        probe = None if frozen else StrategyProbe(self._plan, self._prefix, self._record)
+        probe = None if frozen else self._probe()
         if isinstance(guide, Normalize) and not frozen:
             return self._picked(name, key, guide)
         if isinstance(guide, (dist.Distribution, EstimatedDistribution)):
@@ -81,7 +96,7 @@ class ObjectiveContext:
         if frozen:
             return jax.lax.stop_gradient((x, log_q))
         if self._record:
-            self._records[name] = Drawn(out.log_probs, out.active, out.reports or {})
+            self.records[name] = Drawn(out.log_probs, out.active, out.reports or {})
         return x, log_q
 
     def log_density(self, name: str, target: Any, x: PyTree) -> Float[Array, ""]:
@@ -119,25 +134,25 @@ class ObjectiveContext:
         key = self._enter(name)
         if n < 1 or int(n) != n:
             raise ProgramError(f"many {self._at(name)} needs a positive number of runs, got {n!r}")
-        override, base = self._override, self._base
+        change, base = self._change, self._base
 
-        def one(i, override, base, record):
+        def one(i, change, base, record):
             key_i = jax.random.fold_in(key, i)
-            ctx = self._inner(name, key_i, override, base, record, i)
+            ctx = self._inner(name, key_i, change, base, record, i)
             out = jax.tree.map(jnp.asarray, fn(ctx, *args))
-            return out, ctx._records
+            return out, ctx.records
 
-        mine = getattr(override, "name", None) == name and base is not None
-        if mine and isinstance(override, LeftOut):
-            return others(base[name].values, override.index)
-        if mine and isinstance(override, Inside):
+        mine = getattr(change, "name", None) == name and base is not None
+        if mine and isinstance(change, LeftOut):
+            return others(base[name].values, change.index)
+        if mine and isinstance(change, Inside):
             known = base[name]
-            own = jax.tree.map(lambda x: x[override.index], known.inside)
-            value, _ = one(override.index, override.override, own, False)
-            return jax.tree.map(lambda xs, x: xs.at[override.index].set(x), known.values, value)
+            own = jax.tree.map(lambda x: x[change.index], known.inside)
+            value, _ = one(change.index, change.change, own, False)
+            return jax.tree.map(lambda xs, x: xs.at[change.index].set(x), known.values, value)
         values, records = jax.vmap(lambda i: one(i, None, None, self._record))(jnp.arange(n))
         if self._record:
-            self._records[name] = Many(values, records)
+            self.records[name] = Many(values, records)
         return values
 
     def each(self, name: str, fn: Callable[..., PyTree], xs: PyTree, *args: PyTree) -> PyTree:
@@ -154,13 +169,13 @@ class ObjectiveContext:
     def call(self, name: str, fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
         """Run a sub-objective `fn(ctx, *args)`, its draws under `name`."""
         key = self._enter(name)
-        mine = isinstance(self._override, Within) and self._override.name == name
-        override = self._override.override if mine else None
+        mine = isinstance(self._change, Within) and self._change.name == name
+        change = self._change.change if mine else None
         base = self._base[name].inside if mine and self._base is not None else None
-        ctx = self._inner(name, key, override, base, self._record)
+        ctx = self._inner(name, key, change, base, self._record)
         out = fn(ctx, *args)
         if self._record:
-            self._records[name] = Called(ctx._records)
+            self.records[name] = Called(ctx.records)
         return out
 
     def score(self, name: str, log_prob: Float[ArrayLike, ""]) -> None:
@@ -171,7 +186,7 @@ class ObjectiveContext:
         self._enter(name)
         if self._record:
             log_prob = jnp.asarray(log_prob, float)
-            self._records[name] = Scored(log_prob)
+            self.records[name] = Scored(log_prob)
 
     def key(self, name: str) -> PRNGKeyArray:
         """A key, for what is drawn by other means: reparameterized, or told to `score`."""
@@ -187,13 +202,16 @@ class ObjectiveContext:
         index = particles.pick(key_pick)
         if self._record:
             log_p = jax.nn.log_softmax(particles.log_weights)[index]
-            self._records[name] = Scored(log_p)
+            self.records[name] = Scored(log_p)
         x = jax.tree.map(lambda leaf: leaf[index], particles.choices)
         return x, guide.target.log_density(x) - particles.log_evidence
 
-    def _inner(self, name, key, override, base, record, run=None) -> "ObjectiveContext":
+    def _inner(self, name, key, change, base, record, run=None) -> "ObjectiveContext":
         prefix = (*self._prefix, name)
-        return ObjectiveContext(key, self._plan, prefix, override, base, record, run)
+        return ObjectiveContext(key, self._plan, prefix, change, base, record, run, self.chosen)
+
+    def _probe(self) -> StrategyProbe:
+        return StrategyProbe(self._plan, self._prefix, self._record, self.chosen)
 
     def _at(self, name: str) -> str:
         return repr("/".join((*self._prefix, name)))
@@ -212,3 +230,8 @@ class ObjectiveContext:
             )
         self._names.append(name)
         return jax.random.fold_in(self._key, zlib.crc32(name.encode()))
+
+
+def frozen(tree: PyTree) -> PyTree:
+    """A guide, target or other tree through whose arrays no gradient passes."""
+    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)

@@ -6,6 +6,7 @@ import jax
 
 from ...ppl.algorithm import Algorithm
 from ...ppl.errors import ProgramError
+from ...ppl.generative import Request
 from ...ppl.nested import Marginal, Normalize
 from ...ppl.partial import as_given
 from ...ppl.probe import Probe
@@ -63,7 +64,7 @@ def check_draws(who: str, target: Any, algorithm: Any) -> None:
     """Raise unless all that the model and the algorithm's proposal draw is reparameterized."""
     model, key = target.state_space(), jax.random.key(0)
     proposal = getattr(algorithm, "proposal", None)
-    fixed = dict(as_given(target.constraints))
+    fixed, all_drawn = dict(as_given(target.constraints)), Request(probe=_Reparameterized(who, {}))
     if proposal is not None:
         args = (*proposal.bound, *model.bound, *target.args)
         state = jax.eval_shape(lambda: model.start(key, {}, target.args)).retval
@@ -72,16 +73,11 @@ def check_draws(who: str, target: Any, algorithm: Any) -> None:
             out = []
             for program, args_ in ((proposal.init, args), (proposal.step, (state, 0, *args))):
                 if program is not None:
-                    out.append(program.run(key, {}, args_, _request(who, {})).choices)
+                    out.append(program.run(key, {}, args_, all_drawn).choices)
             return out
 
         for choices in jax.eval_shape(drafts, state):
             fixed.update(choices)
     # The model's own draws, of what neither constraints nor the proposal give.
-    jax.eval_shape(lambda: model.run(key, {}, target.args, _request(who, fixed)).log_weight)
-
-
-def _request(who: str, fixed: Any):
-    from ...ppl.generative import Request
-
-    return Request(probe=_Reparameterized(who, fixed))
+    request = Request(probe=_Reparameterized(who, fixed))
+    jax.eval_shape(lambda: model.run_to(key, {}, target.args, None, request).log_weight)

@@ -10,10 +10,9 @@ from ...ppl.errors import ProgramError
 from ...ppl.probe import Probe
 from ...ppl.selection import Selection
 from . import nested
+from .records import Path
 from .strategies import Enumerate, MeasureValued, Reparameterized, Score, Strategy, TopK
 from .strategies.base import is_reparameterized, type_name
-
-Path = tuple[str, ...]
 
 
 class Plan(eqx.Module):
@@ -125,27 +124,32 @@ def _spelled(path: Path) -> str:
 
 
 class StrategyProbe(Probe):
-    """Lets each site's strategy see it, in the draws of an objective."""
+    """Lets each site's strategy see it, in the draws of an objective.
+
+    `chosen` collects the strategies by address, checked once: runs again take them from there.
+    """
 
     plan: Plan
     prefix: Path
     record: bool
+    chosen: dict[Path, Strategy]
 
     def value(self, path, key, d, value):
         """See `Probe.value`."""
-        return self._strategy(path, d).value(key, d, value)
+        address = (*self.prefix, *path)
+        if address not in self.chosen:
+            self.chosen[address] = self.plan.strategy(address, len(self.prefix), d)
+        return self.chosen[address].value(key, d, value)
 
     def report(self, path, key, d, value, log_prob):
         """See `Probe.report`; None where nothing is to be recorded."""
-        strategy = self._strategy(path, d)
+        strategy = self.chosen[(*self.prefix, *path)]
         return strategy.report(key, d, value, log_prob) if self.record else None
 
     def estimated(self, path, d):
         """Draws inside have to carry their gradients."""
-        nested.check_differentiable("/".join((*self.prefix, *path)), d)
-
-    def _strategy(self, path, d) -> Strategy:
-        return self.plan.strategy((*self.prefix, *path), len(self.prefix), d)
+        if self.record:
+            nested.check_differentiable("/".join((*self.prefix, *path)), d)
 
 
 class EstimatesProbe(Probe):

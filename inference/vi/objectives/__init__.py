@@ -2,6 +2,7 @@
 
 from .bounds import elbo as elbo
 from .bounds import iwelbo as iwelbo
+from .bounds import path_elbo as path_elbo
 from .bounds import renyi as renyi
 from .hierarchical import diwhvi as diwhvi
 from .hierarchical import hvi as hvi

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Array, Float
 
 from ...particles import log_mean_exp
-from ..context import ObjectiveContext
+from ..context import ObjectiveContext, frozen
 from ..objective import Objective, objective
 
 
@@ -18,6 +18,17 @@ def elbo(ctx: ObjectiveContext, guide: Any, target: Any) -> Float[Array, ""]:
     """The evidence lower bound: E_q[log p(x, y) - log q(x)] = log Z - KL(q, posterior)."""
     x, log_q = ctx.draw("guide", guide)
     return ctx.log_density("target", target, x) - log_q
+
+
+@objective
+def path_elbo(ctx: ObjectiveContext, guide: Any, target: Any) -> Float[Array, ""]:
+    """The ELBO, its gradient without the guide's own score, whose mean is zero.
+
+    "Sticking the landing" (Roeder, Wu and Duvenaud 2017): where the guide is the posterior the
+    gradient has no variance. With `vi.Enumerate()` at the only site it has none anywhere.
+    """
+    x, _ = ctx.draw("guide", guide)
+    return ctx.log_density("target", target, x) - ctx.log_density("q", frozen(guide), x)
 
 
 def iwelbo(n: int) -> Objective:

@@ -8,12 +8,15 @@ The auxiliary variables' proposal is their law in the guide; with a learned one,
 
 from typing import Any
 
+from jaxtyping import Array, Float
+
 from ....ppl.nested import Marginal, marginal
 from ....ppl.selection import select
 from ....ppl.target import as_target
 from ...importance import Importance
+from ..context import ObjectiveContext
+from ..mismatch import free_sites
 from ..objective import Objective, objective
-from ..sites import free_sites
 from .bounds import elbo, iwelbo
 
 
@@ -23,9 +26,10 @@ def _integrated(guide: Any, target: Any, m: int) -> Marginal:
     return marginal(guide, select(*names), Importance(m))
 
 
-def hvi() -> Objective:
-    """Hierarchical VI: the ELBO of guide and target joined on the auxiliary variables."""
-    return iwhvi(1)
+@objective
+def hvi(ctx: ObjectiveContext, guide: Any, target: Any) -> Float[Array, ""]:
+    """Hierarchical VI: the ELBO with q(x | u) at the guide's own u in the place of q(x)."""
+    return elbo(ctx, _integrated(guide, target, 1), target)
 
 
 def iwhvi(m: int) -> Objective:

@@ -81,7 +81,7 @@ class MeasureValued(Strategy):
     grow with the number of their parameters. Of a categorical site `Enumerate` costs as many.
     """
 
-    baseline: Baseline | None | Default = eqx.field(default_factory=Default)
+    baseline: Baseline | None = eqx.field(default_factory=Default)
 
     def refusal(self, d):
         """See `Strategy.refusal`."""

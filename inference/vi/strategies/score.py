@@ -8,11 +8,8 @@ from ..baselines import Baseline
 from .base import Report, Strategy
 
 
-class Default:
+class Default(Baseline):
     """The baseline given to `value_and_grad`."""
-
-    def __repr__(self):
-        return "the estimator's baseline"
 
 
 class Score(Strategy):
@@ -22,7 +19,7 @@ class Score(Strategy):
     `value_and_grad(baseline=...)`.
     """
 
-    baseline: Baseline | None | Default = eqx.field(default_factory=Default)
+    baseline: Baseline | None = eqx.field(default_factory=Default)
 
     def refusal(self, d: Any) -> str | None:
         """None: any distribution with a density."""
