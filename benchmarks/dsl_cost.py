@@ -39,7 +39,7 @@ def tables(vocabulary):
 
 def compiled(smc, key, model):
     """`smc.run(key, model)` as XLA has it, for its cost and text."""
-    return _run.lower(smc, key, as_target(model), None).compile().compiled
+    return _run.lower(smc, key, as_target(model), None).compile()
 
 
 class Case:

@@ -5,6 +5,8 @@ object of the same code; compared by content it is the same structure, and nothi
 again.
 """
 
+import enum
+import functools
 import types
 from collections.abc import Callable
 from typing import Any
@@ -12,20 +14,29 @@ from typing import Any
 import equinox as eqx
 
 from .fingerprint import Digest, fingerprint, is_module_class
+from .guards import Guards
+from .installed import is_constant
 
 
 class ByContent:
     """A function that equals another of the same content."""
 
-    __slots__ = ("__wrapped__",)  # the name by which a digest finds the function
+    __slots__ = ("__wrapped__", "_known")  # the first is how a digest finds the function
 
     def __init__(self, fn: Callable):
         self.__wrapped__ = fn
+        self._known: tuple[Guards, tuple] | None = None
+
+    def content(self) -> tuple:
+        """The digest of the function as it is now: walked anew only if something has changed."""
+        if self._known is None or not self._known[0].hold():
+            self._known, tokens = _walk(self.__wrapped__)
+            return tokens
+        return self._known[1]
 
     def __eq__(self, other):
         return isinstance(other, ByContent) and (
-            self.__wrapped__ is other.__wrapped__
-            or fingerprint(self.__wrapped__) == fingerprint(other.__wrapped__)
+            self.__wrapped__ is other.__wrapped__ or self.content() == other.content()
         )
 
     def __hash__(self):
@@ -74,9 +85,9 @@ class Fingerprints:
     @staticmethod
     def of(tree: Any) -> "Fingerprints":
         """Collect from the static parts of a tree."""
-        digest = Digest()
-        _collect(tree, digest)
-        return Fingerprints(tuple(digest.tokens))
+        found: list = []
+        _collect(tree, found)
+        return Fingerprints(tuple(map(_content, found)))
 
     def __eq__(self, other):
         return isinstance(other, Fingerprints) and self.values == other.values
@@ -85,26 +96,83 @@ class Fingerprints:
         return self._hash
 
 
-def _collect(node: Any, digest: Digest) -> None:
-    kind = type(node)
-    if kind is ByContent:
-        digest.add(node.__wrapped__)
-    elif is_module_class(kind):
-        digest.add(kind)  # of an installed class its name, else its methods
-        for child in vars(node).values():
-            _collect(child, digest)
-    elif kind is dict:
-        for child in node.values():
-            _collect(child, digest)
-    elif issubclass(kind, (tuple, list)):
-        for child in node:
-            _collect(child, digest)
-    elif kind in (types.FunctionType, types.MethodType):
-        digest.add(node)
-
-
 def closes_over_tracer(tree: Any) -> bool:
     """Does any code in the tree name a value that is being traced?"""
+    found: list = []
+    _collect(tree, found)
     digest = Digest()
-    _collect(tree, digest)
+    for node in found:
+        digest.add(node.__wrapped__ if type(node) is ByContent else node)
     return digest.traced
+
+
+_classes: dict[type, tuple[Guards, tuple]] = {}
+
+
+def _content(node: Any) -> tuple:
+    """The digest of a function or of a user's class."""
+    if type(node) is ByContent:
+        return node.content()
+    if not isinstance(node, type):
+        return fingerprint(node)
+    known = _classes.get(node)
+    if known is not None and known[0].hold():
+        return known[1]
+    known, tokens = _walk(node)
+    if known is not None:
+        _classes[node] = known
+    return tokens
+
+
+def _walk(value: Any) -> tuple[tuple[Guards, tuple] | None, tuple]:
+    """What to keep of a digest (nothing where it may change unseen), and the digest."""
+    digest = Digest()
+    digest.add(value)
+    tokens = tuple(digest.tokens)
+    kept = digest.guards.complete and not digest.traced
+    return (digest.guards, tokens) if kept else None, tokens
+
+
+class _Kind(enum.Enum):
+    OTHER, CODE, LIBRARY, MODULE, DICT, SEQUENCE, FUNCTION = range(7)
+
+
+_OTHER, _CODE, _LIBRARY, _MODULE, _DICT, _SEQUENCE, _FUNCTION = _Kind
+
+
+@functools.lru_cache(maxsize=4096)
+def _kind(cls: type) -> _Kind:
+    if cls is ByContent:
+        return _CODE
+    if is_module_class(cls):
+        return _LIBRARY if is_constant(cls) else _MODULE
+    if cls is dict:
+        return _DICT
+    if issubclass(cls, (tuple, list)):
+        return _SEQUENCE
+    return _FUNCTION if cls in (types.FunctionType, types.MethodType) else _OTHER
+
+
+def _collect(node: Any, found: list) -> None:
+    """Append what has a content of its own: functions, and the classes of a user's modules.
+
+    An installed class is told by its name, which is in the structure of the tree.
+    """
+    kind = _kind(type(node))
+    if kind is _OTHER:
+        return
+    if kind is _CODE or kind is _FUNCTION:
+        found.append(node)
+    elif kind is _LIBRARY:
+        for child in vars(node).values():
+            _collect(child, found)
+    elif kind is _MODULE:
+        found.append(type(node))
+        for child in vars(node).values():
+            _collect(child, found)
+    elif kind is _DICT:
+        for child in node.values():
+            _collect(child, found)
+    else:
+        for child in node:
+            _collect(child, found)

@@ -25,6 +25,7 @@ from jax.dtypes import prng_key
 
 from .bytecode import Contents, contents
 from .errors import ProgramError
+from .guards import MISSING, Guards
 from .installed import in_library, is_constant, is_installed, is_own
 
 LARGE_CONSTANT = 1 << 20
@@ -63,10 +64,14 @@ class Identity:
 
 
 class Digest:
-    """A digest under construction: a flat list of tokens, with references to earlier visits."""
+    """A digest under construction: a flat list of tokens, with references to earlier visits.
+
+    `guards`: what was read on the way that may change. `traced`: was a tracer met?
+    """
 
     def __init__(self):
         self.tokens: list = []
+        self.guards = Guards()
         self._seen: dict[Any, int] = {}
         self._alive: list = []  # ids are only unique among objects that live
         self._path: list[str] = []
@@ -109,22 +114,28 @@ class Digest:
         elif isinstance(value, types.MethodType):
             self._items("method", (value.__func__, value.__self__))
         elif isinstance(value, functools.partial):
-            self._items("partial", (value.func, value.args, value.keywords))
+            fields = ("func", "args", "keywords")
+            self._items("partial", [self.guards.attribute(value, name) for name in fields])
         elif isinstance(value, types.CodeType):
             self.tokens.append(contents(value).digest)
         elif isinstance(value, (tuple, list, collections.deque)):
+            if not isinstance(value, tuple):
+                self.guards.contents(value)
             self.add(type(value))
             self._items("sequence", value)
         elif isinstance(value, dict):
+            self.guards.mapping(value)
             self.add(type(value))
             self._items("dict", [x for item in value.items() for x in item])
         elif isinstance(value, (set, frozenset)):
-            self.tokens += (type(value).__name__, frozenset(fingerprint(x) for x in value))
+            self.guards.contents(value)
+            self.tokens += (type(value).__name__, frozenset(self._apart(x) for x in value))
         elif isinstance(value, slice):
             self._items("slice", (value.start, value.stop, value.step))
         elif isinstance(value, (property, staticmethod, classmethod, functools.cached_property)):
             names = ("fget", "fset", "fdel", "__func__", "func")
-            self._items("descriptor", [getattr(value, name, None) for name in names])
+            found = [self.guards.attribute(value, name) for name in names]
+            self._items("descriptor", [None if x is MISSING else x for x in found])
         elif isinstance(value, enum.Enum):
             self._items("enum", (type(value).__qualname__, value.name, value.value))
         elif isinstance(value, type):
@@ -133,6 +144,14 @@ class Digest:
             self._items("builtin", (value.__module__, value.__qualname__, value.__self__))
         else:
             self._object(value)
+
+    def _apart(self, value: Any) -> tuple:
+        """A digest without references to this one, which takes over what it may change with."""
+        inner = Digest()
+        inner.guards = self.guards
+        inner.add(value)
+        self.traced |= inner.traced
+        return tuple(inner.tokens)
 
     def _items(self, kind: str, values: Any) -> None:
         self.tokens += (kind, len(values))
@@ -143,10 +162,12 @@ class Digest:
         if is_constant(fn):
             self.tokens += ("library", fn.__module__, fn.__qualname__)
             return
-        code = contents(fn.__code__)
+        read = self.guards.attribute
+        code = contents(read(fn, "__code__"))
         self.tokens += ("function", code.digest)
         self._path.append(fn.__name__)
-        self._named("its defaults", (fn.__defaults__, fn.__kwdefaults__))
+        self._named("its defaults", (read(fn, "__defaults__"), read(fn, "__kwdefaults__")))
+        self.guards.mapping(vars(fn))
         own = {k: v for k, v in vars(fn).items() if not k.startswith("__")}
         if own:
             self._named("its attributes", own)
@@ -156,22 +177,23 @@ class Digest:
     def _names(self, fn: types.FunctionType, code: Contents) -> None:
         """What the closure and the globals hold under the names that the function uses."""
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
-            try:
-                content = cell.cell_contents
-            except ValueError:
+            content = self.guards.attribute(cell, "cell_contents")
+            if content is MISSING:
                 self.tokens.append("empty cell")
                 continue
             self._named(name, content, code.attributes)
         if in_library(fn.__code__.co_filename) or is_own(fn.__module__):
             return
         for name in code.globals:
-            if name in fn.__globals__:
-                self._named(name, fn.__globals__[name], code.attributes)
-            elif not hasattr(builtins, name):
+            value = self.guards.name(fn.__globals__, name)
+            if value is not MISSING:
+                self._named(name, value, code.attributes)
+            elif self.guards.name(vars(builtins), name) is MISSING:
                 self.tokens += ("undefined", name)
         for name in code.imports:
-            if name in sys.modules:
-                self._named(name, sys.modules[name], code.attributes)
+            value = self.guards.name(sys.modules, name)
+            if value is not MISSING:
+                self._named(name, value, code.attributes)
 
     def _named(self, name: str, value: Any, attributes: tuple[str, ...] = ()) -> None:
         self.tokens.append(name)
@@ -187,14 +209,16 @@ class Digest:
         self.tokens += ("module", module.__name__)
         if not is_installed(module.__name__) and self._visit(module, attributes):
             for name in attributes:
-                if name in vars(module):
-                    self._named(name, vars(module)[name], attributes)
+                value = self.guards.name(vars(module), name)
+                if value is not MISSING:
+                    self._named(name, value, attributes)
 
     def _class(self, cls: type) -> None:
         self.tokens += ("class", cls.__module__, cls.__qualname__)
         if is_constant(cls):
             return
-        self._items("bases", cls.__bases__)
+        self.guards.mapping(vars(cls))
+        self._items("bases", self.guards.attribute(cls, "__bases__"))
         for name, value in vars(cls).items():
             if name not in _GENERATED and not isinstance(
                 value, (types.GetSetDescriptorType, types.MemberDescriptorType)
@@ -209,13 +233,16 @@ class Digest:
         if (slots or hasattr(value, "__dict__")) and (open_ or cls.__hash__ is None):
             self.add(cls)
             for name in slots:
-                if hasattr(value, name):
-                    self._named(name, getattr(value, name))
+                slot = self.guards.attribute(value, name)
+                if slot is not MISSING:
+                    self._named(name, slot)
+            self.guards.mapping(content)
             self.tokens.append(len(content))
             for name, child in content.items():
                 self._named(name, child)
         elif callable(getattr(value, "__wrapped__", None)):
-            self._items(f"{cls.__module__}.{cls.__qualname__}", (value.__wrapped__,))
+            wrapped = self.guards.attribute(value, "__wrapped__")
+            self._items(f"{cls.__module__}.{cls.__qualname__}", (wrapped,))
         else:
             self._leaf(value)
 
@@ -230,6 +257,7 @@ class Digest:
         except TypeError:
             self.tokens.append(Identity(value))
             return
+        self.guards.whole(value)
         self.tokens.append(structure)
         self._items("leaves", leaves)
 
@@ -241,7 +269,12 @@ class Digest:
                 "MB. It would be baked into the compiled code as a constant. Instead make it an "
                 f"argument of the function and write ppl.bind(program, {name})."
             )
-        self.tokens.append(_jax_array(value) if isinstance(value, jax.Array) else _bytes(value))
+        if isinstance(value, jax.Array):
+            self.tokens.append(_jax_array(value))
+            return
+        self.tokens.append(_bytes(value))
+        if isinstance(value, np.ndarray):
+            self.guards.array(value)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -63,7 +63,7 @@ def test_the_particle_axis_is_spread_over_the_devices():
 
     smc = inference.SMC(8, mapping=inference.Sharded(MESH))
     compiled = _run.lower(smc, KEY, PLAIN, None).compile()
-    text = compiled.compiled.as_text()
+    text = compiled.as_text()
     assert any(op in text for op in ("all-gather", "all-reduce", "collective-permute"))
     # Half of the eight states on each device.
     assert "s32[4]" in text

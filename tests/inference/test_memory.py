@@ -25,7 +25,7 @@ def step(ctx, state, t):
 def sizes(length, record):
     smc = inference.SMC(N, record=record)
     target = ppl.Target(ppl.StateSpace(init, step, length))
-    m = _run.lower(smc, jax.random.key(0), target, None).compile().compiled.memory_analysis()
+    m = _run.lower(smc, jax.random.key(0), target, None).compile().memory_analysis()
     return m.temp_size_in_bytes, m.output_size_in_bytes
 
 

@@ -152,6 +152,21 @@ SOURCES = {
         "c.mean",
         "c = dist.Normal(2.0, 1.0)",
     ),
+    "distribution changed in place": (
+        "c = dist.Normal(1.0, 1.0).expand((2,))",
+        "c.mean[0]",
+        "c.base_dist.loc = jnp.asarray(2.0)",
+    ),
+    "partial changed in place": (
+        "c = functools.partial(lambda *, x: x, x=1.0)",
+        "c()",
+        "c.keywords['x'] = 2.0",
+    ),
+    "array in a list": (
+        "import numpy as np\nc = [np.ones(2)]",
+        "float(c[0][1])",
+        "c[0][1] = 2.0",
+    ),
     "program": (
         "c = ppl.program(lambda ctx: ctx.factor('b', k))\nk = 1.0",
         "ctx.call('c', c) or 0.0",
@@ -234,6 +249,48 @@ def test_array_changed_in_place():
     assert value(program) == 1.0
     table[0] = 2.0
     assert value(program) == 2.0
+
+
+def test_a_digest_is_taken_anew_only_where_something_has_changed():
+    names = notebook(TABLE=np.ones(2), PRIOR=dist.Normal(0.0, 1.0))
+    exec(
+        "k = [1.0]\ndef c(): return k[0] + TABLE[0]\n"
+        "f = ppl.program(lambda ctx: ctx.factor('a', c() + PRIOR.mean))",
+        names,
+    )
+    code = names["f"].code._static
+    first = code.content()
+    assert code.content() is first
+    names["unrelated"] = 1.0
+    assert code.content() is first
+    names["k"][0] = 2.0
+    second = code.content()
+    assert second != first and code.content() is second
+    names["TABLE"][0] = 3.0
+    assert code.content() not in (first, second)
+
+
+def test_static_arguments_are_compared_exactly():
+    program = ppl.program(lambda ctx, x: ctx.factor("a", 1.0 + isinstance(x, float)))
+    before = len(TRACED)
+    assert [value(program, x) for x in (1, 1.0, True, 1)] == [1.0, 2.0, 1.0, 1.0]
+    assert len(TRACED) == before + 3
+    value(program, float("nan"))
+    value(program, float("nan"))
+    value(program, 0.0)
+    value(program, -0.0)
+    assert len(TRACED) == before + 6
+
+
+def test_what_is_not_an_array_is_returned_as_it_is():
+    @compiled
+    def mixed(x, name):
+        return {"x": x + 1, "name": name, "number": 2.5, "none": None, "inner": (x, "last")}
+
+    out = mixed(jnp.ones(()), "a")
+    assert out == {"x": 2.0, "name": "a", "number": 2.5, "none": None, "inner": (1.0, "last")}
+    assert jax.vmap(lambda x: mixed(x, "b")["x"])(jnp.arange(2.0)).tolist() == [1.0, 2.0]
+    assert mixed.lower(jnp.ones(()), "a").compile().cost_analysis() is not None
 
 
 def test_objects_that_reuse_an_address():
