@@ -1,12 +1,15 @@
 """Bootstrap filters of three classical models, beside the same filters of other libraries.
 
-    python benchmarks/particle_filters.py [--runs 20] [--cuthbert PYTHON] [--particles PYTHON]
+    python benchmarks/particle_filters.py [--runs 20] [--cuthbert PYTHON] [--genjax PYTHON]
+        [--particles PYTHON]
 
 A hidden Markov model (4 states, 3 symbols), stochastic volatility and a linear-Gaussian model of
 one dimension, T = 100, systematic resampling below half the particles; log evidence, states and
 ancestors are stored. BlackJAX has no filter over time: its systematic resampling and effective size
-are timed in a scan by hand. Calls are blocked, those of one process interleaved; the first call,
-which compiles, is listed apart. Peers with `--` options run in environments of their own.
+are timed in a scan by hand. GenJAX's own filter resamples multinomially, so its moves (init,
+extend, resample) are put in a scan; it tells no ancestors, weights are stored instead. Calls are
+blocked, those of one process interleaved; the first call, which compiles, is listed apart. Peers
+with `--` options run in environments of their own.
 """
 
 import argparse
@@ -145,6 +148,46 @@ def cuthbert(kind, n):
     return lambda key: call(key).log_normalizing_constant[-1]
 
 
+def genjax(kind, n):
+    """A bootstrap filter of GenJAX's moves."""
+    import genjax as library
+
+    first = pieces(kind)[0]
+    moves, emits = jnp.log(jnp.asarray(MOVE, float)), jnp.log(jnp.asarray(EMIT, float))
+
+    @library.gen
+    def step(state):
+        if kind == "hmm":
+            z = library.categorical(moves[state]) @ "x"
+            library.categorical(emits[z]) @ "y"
+            return z
+        x = library.normal(PERSIST * state, NOISE) @ "x"
+        loc, scale = (0.0, jnp.exp(x / 2)) if kind == "volatility" else (x, SCALE)
+        library.normal(loc, scale) @ "y"
+        return x
+
+    ys = jnp.asarray(data(kind))
+
+    def run():
+        def move(particles, y):
+            particles = jax.lax.cond(
+                particles.effective_sample_size() < n / 2,
+                lambda p: library.resample(p, method="systematic"),
+                lambda p: p,
+                particles,
+            )
+            states = particles.traces.get_retval()
+            particles = library.extend(particles, step, states, {"y": y})
+            return particles, (particles.traces.get_retval(), particles.log_weights)
+
+        start = library.init(step, (first,), library.const(n), {"y": ys[0]})
+        end, kept = jax.lax.scan(move, start, ys[1:])
+        return end.log_marginal_likelihood(), kept
+
+    call = jax.jit(library.seed(run))
+    return lambda key: call(key)[0]
+
+
 def particles(kind, n):
     """A bootstrap filter of `particles` (numpy)."""
     import particles as library
@@ -189,7 +232,7 @@ def particles(kind, n):
     return call
 
 
-LIBRARIES = {f.__name__: f for f in (ours, blackjax, cuthbert, particles)}
+LIBRARIES = {f.__name__: f for f in (ours, blackjax, cuthbert, genjax, particles)}
 
 
 def measured(names, kind, n, runs):
@@ -226,6 +269,7 @@ def main():
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 4096])
     parser.add_argument("--models", nargs="+", default=["hmm", "volatility", "gaussian"])
     parser.add_argument("--cuthbert", help="a Python with cuthbert (README.md)")
+    parser.add_argument("--genjax", help="a Python with genjax (README.md)")
     parser.add_argument("--particles", help="a Python with particles and jax")
     parser.add_argument("--role", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -240,7 +284,7 @@ def main():
         for n in options.sizes:
             with timing.Others() as others:
                 rows = measured(["ours", "blackjax"], kind, n, options.runs)
-                for name in ("cuthbert", "particles"):
+                for name in ("cuthbert", "genjax", "particles"):
                     if python := getattr(options, name):
                         command = [python, __file__, "--role", f"{name}/{kind}/{n}"]
                         command += ["--runs", str(options.runs)]

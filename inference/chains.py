@@ -186,30 +186,32 @@ class MCMC(eqx.Module):
 
 @compiled
 def _run(mcmc: MCMC, key: PRNGKeyArray, target: Target) -> Chains:
-    def moves(chain, key, n):
-        """The chain after n moves (a traced number), and their mean acceptance."""
+    def moves(walk, state, key, n):
+        """The state after n moves (a traced number), and their mean acceptance."""
 
         def once(i, carry):
-            chain, rate = carry
-            new = mcmc.kernel.move(jax.random.fold_in(key, i), target, chain, None)
-            return new, rate + new.acceptance
+            state, rate = carry
+            state, accepted = walk.step(jax.random.fold_in(key, i), state)
+            return state, rate + accepted
 
-        chain, rate = jax.lax.fori_loop(0, n, once, (chain, jnp.zeros(())))
-        return chain, rate / n.astype(rate.dtype)
+        state, rate = jax.lax.fori_loop(0, n, once, (state, jnp.zeros(())))
+        return state, rate / n.astype(rate.dtype)
 
     def one(i, init):
-        key_start, key_run = jax.random.split(jax.random.fold_in(key, i))
+        key_start, key_walk, key_run = jax.random.split(jax.random.fold_in(key, i), 3)
         trace, good = start(key_start, target, init)
-
-        def draw(chain, j):
-            n = jnp.where(j == 0, mcmc.burn_in + mcmc.thin, mcmc.thin)
-            new, rate = moves(chain, jax.random.fold_in(key_run, j), n)
-            # A chain that has no start stays where it is.
-            new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, chain)
-            return new, (new.trace.choices, log_gamma(target, new.trace), rate)
-
         chain = Chain(written(trace), None, jnp.zeros(()))
-        _, draws = jax.lax.scan(draw, chain, jnp.arange(mcmc.n_samples, dtype=jnp.int32))
+        walk, state = mcmc.kernel.walk(key_walk, target, chain)
+
+        def draw(state, j):
+            n = jnp.where(j == 0, mcmc.burn_in + mcmc.thin, mcmc.thin)
+            new, rate = moves(walk, state, jax.random.fold_in(key_run, j), n)
+            # A chain that has no start stays where it is.
+            new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
+            at = walk.chain(new).trace
+            return new, (at.choices, log_gamma(target, at), rate)
+
+        _, draws = jax.lax.scan(draw, state, jnp.arange(mcmc.n_samples, dtype=jnp.int32))
         status = Status.ok().then(~good, NO_START, -1)
         return *draws, status
 

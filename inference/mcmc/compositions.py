@@ -80,6 +80,10 @@ class Every(Kernel):
         """See `Kernel.move`."""
         return self.kernel.move(key, target, chain, steps)
 
+    def walk(self, key, target, chain, steps=None):
+        """See `Kernel.walk`."""
+        return self.kernel.walk(key, target, chain, steps)
+
 
 def _some(who: str, kernels: Several[Kernel]) -> tuple[Kernel, ...]:
     kernels = tuple(kernels)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ...ppl.distributions import third_party
 from ...ppl.selection import Selection
-from .kernel import Kernel
+from .kernel import Chain, Kernel, Walk
 from .transition import at, settle, written
 from .unconstrained import View
 
@@ -36,20 +36,47 @@ class Continuous(Kernel):
     selection: eqx.AbstractVar[Selection]
 
     @abc.abstractmethod
-    def propose(self, key: PRNGKeyArray, view: View) -> tuple[Array, Array]:
-        """The new position, accepted or not, and the acceptance rate."""
+    def begin(self, view: View) -> Any:
+        """What a move needs of the one before, with the `position` [d] in it, at the view's own."""
+
+    @abc.abstractmethod
+    def propose(self, key: PRNGKeyArray, view: View, state: Any) -> tuple[Any, Array]:
+        """That after a move, accepted or not, and the acceptance rate."""
 
     def move(self, key, target, chain, steps=None):
         """See `Kernel.move`."""
-        key_view, key_move = jax.random.split(key)
+        key_walk, key_step = jax.random.split(key)
+        walk, state = self.walk(key_walk, target, chain, steps)
+        state, rate = walk.step(key_step, state)
+        return walk.chain(state).rated(rate)
+
+    def walk(self, key, target, chain, steps=None):
+        """See `Kernel.walk`: density and gradient are carried from move to move."""
         old, who = written(chain.trace), type(self).__name__
-        view = View.of(who, key_view, target, old, self.selection, steps)
-        position, rate = third_party(self.propose)(key_move, view)
-        trace, state = at(target, third_party(view.choices)(position), steps)
+        view = View.of(who, key, target, old, self.selection, steps)
+        return _Positions(self, view, chain), third_party(self.begin)(view)
+
+
+class _Positions(Walk):
+    """A walk in the coordinates of a view, which is made once."""
+
+    kernel: Continuous
+    view: View
+    start: Chain
+
+    def step(self, key, state):
+        new, rate = third_party(self.kernel.propose)(key, self.view, state)
+        good = jnp.all(jnp.isfinite(new.position))
+        state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
+        return state, rate.astype(self.start.acceptance.dtype)
+
+    def chain(self, state):
+        view = self.view
+        trace, end = at(view.target, third_party(view.choices)(state.position), view.steps)
         # Coordinates and back is not the identity in floating point: what did not move stays.
-        moved = jnp.any(position != view.position) & jnp.all(jnp.isfinite(position))
+        moved = jnp.any(state.position != view.position)
         log_p = trace.score + trace.log_weight
-        return settle(moved & ~jnp.isneginf(log_p), chain, trace, state, rate)
+        return settle(moved & ~jnp.isneginf(log_p), self.start, trace, end)
 
 
 class HMC(Continuous):
@@ -64,16 +91,21 @@ class HMC(Continuous):
     n_leapfrog: int = eqx.field(static=True, default=10)
     inverse_mass: Float[Array, "..."] = eqx.field(converter=_number, default=1.0)
 
-    def propose(self, key, view):
+    def begin(self, view):
+        """See `Continuous.begin`."""
+        import blackjax
+
+        return blackjax.hmc.init(view.position, view.log_density)
+
+    def propose(self, key, view, state):
         """See `Continuous.propose`."""
         import blackjax
 
-        state = blackjax.hmc.init(view.position, view.log_density)
         mass = _mass(self.inverse_mass, view)
         new, info = blackjax.hmc.build_kernel()(
             key, state, view.log_density, self.step_size, mass, self.n_leapfrog
         )
-        return new.position, info.acceptance_rate
+        return new, info.acceptance_rate
 
 
 class NUTS(Continuous):
@@ -87,16 +119,21 @@ class NUTS(Continuous):
     inverse_mass: Float[Array, "..."] = eqx.field(converter=_number, default=1.0)
     max_doublings: int = eqx.field(static=True, default=10)
 
-    def propose(self, key, view):
+    def begin(self, view):
+        """See `Continuous.begin`."""
+        import blackjax
+
+        return blackjax.nuts.init(view.position, view.log_density)
+
+    def propose(self, key, view, state):
         """See `Continuous.propose`."""
         import blackjax
 
-        state = blackjax.nuts.init(view.position, view.log_density)
         mass = _mass(self.inverse_mass, view)
         new, info = blackjax.nuts.build_kernel()(
             key, state, view.log_density, self.step_size, mass, self.max_doublings
         )
-        return new.position, info.acceptance_rate
+        return new, info.acceptance_rate
 
 
 class MALA(Continuous):
@@ -108,13 +145,18 @@ class MALA(Continuous):
     selection: Selection
     step_size: Float[Array, ""] = eqx.field(converter=_number)
 
-    def propose(self, key, view):
+    def begin(self, view):
+        """See `Continuous.begin`."""
+        import blackjax
+
+        return blackjax.mala.init(view.position, view.log_density)
+
+    def propose(self, key, view, state):
         """See `Continuous.propose`."""
         import blackjax
 
-        state = blackjax.mala.init(view.position, view.log_density)
         new, info = blackjax.mala.build_kernel()(key, state, view.log_density, self.step_size)
-        return new.position, info.acceptance_rate
+        return new, info.acceptance_rate
 
 
 class RandomWalk(Continuous):
@@ -123,16 +165,21 @@ class RandomWalk(Continuous):
     selection: Selection
     scale: Float[Array, "..."] = eqx.field(converter=_number)
 
-    def propose(self, key, view):
+    def begin(self, view):
+        """See `Continuous.begin`."""
+        from blackjax.mcmc import random_walk
+
+        return random_walk.init(view.position, view.log_density)
+
+    def propose(self, key, view, state):
         """See `Continuous.propose`."""
         from blackjax.mcmc import random_walk
 
         def step(key, position):
             return self.scale * jax.random.normal(key, position.shape, position.dtype)
 
-        state = random_walk.init(view.position, view.log_density)
         new, info = random_walk.build_additive_step()(key, state, view.log_density, step)
-        return new.position, info.acceptance_rate
+        return new, info.acceptance_rate
 
 
 def _mass(inverse_mass: Array, view: View) -> Array:

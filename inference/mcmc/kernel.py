@@ -24,6 +24,22 @@ class Chain(eqx.Module):
         return Chain(self.trace, self.state, acceptance)
 
 
+class Walk(eqx.Module):
+    """Moves of a kernel on one target one after the other, and what they share.
+
+    What a move needs of the one before it (coordinates, a gradient) is the walk's state, so that it
+    is found once, not at each move; a trace is made only of states that are kept.
+    """
+
+    @abc.abstractmethod
+    def step(self, key: PRNGKeyArray, state: PyTree) -> tuple[PyTree, Float[Array, ""]]:
+        """One move: the new state, and the acceptance rate."""
+
+    @abc.abstractmethod
+    def chain(self, state: PyTree) -> Chain:
+        """The chain that stands at a state."""
+
+
 class Kernel(eqx.Module):
     """A Markov kernel on traces.
 
@@ -38,6 +54,15 @@ class Kernel(eqx.Module):
     ) -> Chain:
         """One move; with `steps` the target is the model's first so many (without `at_length`)."""
 
+    def walk(
+        self, key: PRNGKeyArray, target: Target, chain: Chain, steps: Int[Array, ""] | None = None
+    ) -> tuple[Walk, PyTree]:
+        """Many moves from a chain, arguments as of `move`: a walk, and the state it begins at.
+
+        Law: `step` leaves the target invariant, as `move` does. By default it is `move`.
+        """
+        return _Moves(self, target, steps), chain
+
     def due(self, steps: Int[Array, ""]) -> Bool[Array, ""] | bool:
         """Is it applied in a filter after so many steps? A function of time, not of particles."""
         return True
@@ -47,6 +72,21 @@ class Kernel(eqx.Module):
         active = spelled(trace.active, trace.log_probs)
         trace = eqx.tree_at(lambda t: t.active, trace, active, is_leaf=lambda x: x is trace.active)
         return self.move(key, target, Chain(trace, None, jnp.zeros(())), None).trace
+
+
+class _Moves(Walk):
+    """A walk whose states are chains."""
+
+    kernel: Kernel
+    target: Target
+    steps: Int[Array, ""] | None
+
+    def step(self, key, state):
+        new = self.kernel.move(key, self.target, state, self.steps)
+        return new, new.acceptance
+
+    def chain(self, state):
+        return state
 
 
 class Repeat(Kernel):
@@ -61,10 +101,31 @@ class Repeat(Kernel):
 
     def move(self, key, target, chain, steps=None):
         """See `Kernel.move`."""
+        if not self.times:
+            return chain.rated(jnp.zeros_like(chain.acceptance))
+        key_walk, key_step = jax.random.split(key)
+        walk, state = self.walk(key_walk, target, chain, steps)
+        state, rate = walk.step(key_step, state)
+        return walk.chain(state).rated(rate)
 
-        def once(chain, i):
-            new = self.kernel.move(jax.random.fold_in(key, i), target, chain, steps)
-            return new, new.acceptance
+    def walk(self, key, target, chain, steps=None):
+        """See `Kernel.walk`."""
+        walk, state = self.kernel.walk(key, target, chain, steps)
+        return _Repeated(walk, self.times), state
 
-        chain, rates = jax.lax.scan(once, chain, jnp.arange(self.times))
-        return chain.rated(jnp.mean(rates) if self.times else jnp.zeros(()))
+
+class _Repeated(Walk):
+    """So many steps of a walk as one; acceptance is their mean."""
+
+    walk: Walk
+    times: int = eqx.field(static=True)
+
+    def step(self, key, state):
+        def once(state, i):
+            return self.walk.step(jax.random.fold_in(key, i), state)
+
+        state, rates = jax.lax.scan(once, state, jnp.arange(self.times))
+        return state, jnp.mean(rates) if self.times else jnp.zeros(())
+
+    def chain(self, state):
+        return self.walk.chain(state)

@@ -17,7 +17,7 @@ from ...ppl.code import Code
 from ...ppl.compiled import compiled
 from ...ppl.target import Target, as_target
 from ..mapping import Mapping, Vmap
-from ..mcmc.kernel import Kernel
+from ..mcmc.kernel import Chain, Kernel
 from ..particles import Particles, log_mean_exp
 from ..resampling import Resampler, Systematic
 from .climb import increments, through
@@ -114,18 +114,27 @@ def _chains(
     kernel, s = mover.tuned(cloud), cloud.stage
     starts = thinned(key_resample, sampler.resampler, cloud.log_weights, n // length)
 
-    def move(traces, i):
-        traces, rate = mover.move(jax.random.fold_in(key_move, i), kernel, target, traces)
-        return traces, (traces, rate)
+    def one(i, trace):
+        """The states of a chain after its first, and their mean acceptance."""
+        key = jax.random.fold_in(key_move, i)
+        start = Chain(trace, None, jnp.zeros(()))
+        walk, state = kernel.walk(jax.random.fold_in(key, 0), target, start)
 
-    first = jax.tree.map(lambda x: x[starts], cloud.traces)
-    _, (later, rates) = jax.lax.scan(move, first, jnp.arange(length - 1))
+        def step(state, j):
+            state, rate = walk.step(jax.random.fold_in(key, j), state)
+            return state, (state, rate)
+
+        _, (states, rates) = jax.lax.scan(step, state, jnp.arange(1, length))
+        return jax.vmap(lambda state: walk.chain(state).trace)(states), jnp.mean(rates)
 
     def joined(a, b):
-        rows = jnp.moveaxis(jnp.concatenate([a[None], b]), 0, 1)
+        rows = jnp.concatenate([a[:, None], b], axis=1)
         return rows.reshape(n, *rows.shape[2:])
 
-    traces = jax.tree.map(joined, first, later)
+    traces, rates = jax.tree.map(lambda x: x[starts], cloud.traces), jnp.nan
+    if length > 1:
+        later, rates = mover.mapping.over(one, jnp.arange(n // length, dtype=jnp.int32), traces)
+        traces = jax.tree.map(joined, traces, later)
     return replace(
         cloud,
         traces=traces,
@@ -134,7 +143,7 @@ def _chains(
         numbers=eqx.filter(kernel, eqx.is_array),
         ancestors=cloud.ancestors.at[s].set(jnp.repeat(starts, length)),
         resampled=cloud.resampled.at[s].set(True),
-        acceptance=cloud.acceptance.at[s].set(jnp.mean(rates) if length > 1 else jnp.nan),
+        acceptance=cloud.acceptance.at[s].set(jnp.mean(rates)),
     )
 
 
