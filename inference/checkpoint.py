@@ -13,11 +13,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import PRNGKeyArray, PyTree
 
 from ..ppl.code import Fingerprints
 from ..ppl.target import Target
-from .population import Population
 
 KEPT = 2
 """Checkpoints on disk: the newest and, should it turn out unreadable, the one before."""
@@ -29,7 +28,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint is of another run, or none is readable."""
 
 
-def identity(smc: Any, key: PRNGKeyArray, target: Target, like: Population) -> dict[str, str]:
+def identity(smc: Any, key: PRNGKeyArray, target: Target, like: PyTree) -> dict[str, str]:
     """What a run is: equal for equal results, so without the mapping and the size of a chunk."""
     fields = [f.name for f in dataclasses.fields(smc) if f.name not in ("n_particles", "mapping")]
     leaves = jax.tree_util.tree_leaves_with_path(like)
@@ -52,7 +51,7 @@ class Checkpoints:
     A new one is complete before the oldest is deleted. A checksum of all arrays is stored too.
     """
 
-    def __init__(self, path: str | os.PathLike, run: dict[str, str], like: Population):
+    def __init__(self, path: str | os.PathLike, run: dict[str, str], like: PyTree):
         """`like` has the run's structure, shapes and dtypes."""
         import orbax.checkpoint as ocp  # a second to import
 
@@ -66,7 +65,7 @@ class Checkpoints:
         """Free what writing needs; the files stay."""
         self._manager.close()
 
-    def save(self, step: int, population: Population, over: bool) -> None:
+    def save(self, step: int, population: PyTree, over: bool) -> None:
         """Write the population after `step` steps; returns when it is on disk."""
         leaves = [np.asarray(_raw(x)) for x in jax.tree.leaves(population)]
         manifest = {"run": self._run, "over": over, "checksum": _checksum(leaves)}
@@ -77,7 +76,7 @@ class Checkpoints:
         )
         self._manager.save(step, args=args)
 
-    def newest(self) -> tuple[int, Population, bool] | None:
+    def newest(self) -> tuple[int, PyTree, bool] | None:
         """The last readable checkpoint: step, population, is it over. None if there is none at all.
 
         Raises:
@@ -113,7 +112,7 @@ class Checkpoints:
     def _restore(self, step: int, **items: Any) -> Any:
         return self._manager.restore(step, args=self._args.Composite(**items))
 
-    def _population(self, step: int, checksum: int) -> Population:
+    def _population(self, step: int, checksum: int) -> PyTree:
         like, structure = jax.tree.flatten(self._like)
         raw = [jax.eval_shape(_raw, x) for x in like]
         wanted = {str(i): np.empty(x.shape, x.dtype) for i, x in enumerate(raw) if np.prod(x.shape)}

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from .particles import Particles
 
@@ -30,8 +31,13 @@ class ChunkReport:
 
 
 @contextlib.contextmanager
-def bar(length: int) -> Iterator[Callable[[ChunkReport], None]]:
-    """A progress bar; yields what updates it. It says compiling until the first report."""
+def bar(
+    length: int, numbers: Callable[[Any], str] | None = None
+) -> Iterator[Callable[[Any], None]]:
+    """A progress bar; yields what updates it. It says compiling until the first report.
+
+    `numbers(report)`: the text behind the bar; a report has `step`, `length` and `over`.
+    """
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -52,13 +58,19 @@ def bar(length: int) -> Iterator[Callable[[ChunkReport], None]]:
     with Progress(*columns) as shown:
         task = shown.add_task("compiling", total=length, numbers="")
 
-        def update(report: ChunkReport) -> None:
+        def update(report: Any) -> None:
             shown.update(
                 task,
                 completed=report.length if report.over else report.step,
                 description="done" if report.over or report.step == report.length else "running",
-                numbers=f"ESS {report.ess:.1f}/{report.n_particles}  "
-                f"log Z {report.log_evidence:.3f}  resampled {report.resampled}",
+                numbers=(numbers or _numbers)(report),
             )
 
         yield update
+
+
+def _numbers(report: ChunkReport) -> str:
+    return (
+        f"ESS {report.ess:.1f}/{report.n_particles}  log Z {report.log_evidence:.3f}  "
+        f"resampled {report.resampled}"
+    )
