@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from . import distributions
-from .errors import ProgramError, site_name
+from .errors import EstimatedDensity, ProgramError, site_name
 from .estimated import EstimatedDistribution
 from .generative import GenerativeFunction, Outcome, Request
 from .keys import plain_key
@@ -202,7 +202,7 @@ class Context:
         if given is None:
             return distribution.random_weighted(key)
         if key is None:
-            raise ProgramError(
+            raise EstimatedDensity(
                 f"the density at {self._at(name)} is estimated, not computed: call "
                 "assess(choices, *args, key=key)"
             )

@@ -6,6 +6,7 @@ potential is the density of what the model was made to take (constraints, observ
 proposed sites) over the density of what was proposed.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -37,10 +38,15 @@ class Moved(eqx.Module):
 
 
 class Retained(eqx.Module):
-    """Choices that one particle of a conditional run is made to have, at its moves."""
+    """Choices that one particle of a conditional run is made to have, at its moves.
+
+    `log_probs`, if given, are the log densities that they were made with: where a density is only
+    estimated, the particle has the estimate that it had.
+    """
 
     choices: Given
     here: Bool[Array, ""]
+    log_probs: Any = None
 
     def given(self) -> Given:
         """The choices as values given only for the retained particle."""
@@ -49,6 +55,16 @@ class Retained(eqx.Module):
             return Partial(p.value, self.here if p.mask is None else p.mask & self.here)
 
         return jax.tree.map(leaf, self.choices, is_leaf=lambda x: isinstance(x, Partial))
+
+    def recalled(self, out: Outcome) -> Outcome:
+        """The outcome with the retained particle's log densities as they were."""
+        if self.log_probs is None:
+            return out
+
+        def leaf(_, log_prob, known):
+            return log_prob if known is None else jnp.where(self.here, known, log_prob)
+
+        return replace(out, log_probs=walk(leaf, out.log_probs, self.log_probs))
 
 
 class FeynmanKac(eqx.Module):
@@ -130,6 +146,7 @@ def _move(
     kept = {} if retained is None else retained.given()
     if proposal is None:
         out: Outcome = model(key, overlay(given, kept))
+        out = out if retained is None else retained.recalled(out)
         return _moved(out, target.raised(out.weigh(given), likelihood(out, given)))
     key_propose, key_model = jax.random.split(key)
     names = jax.eval_shape(lambda k: proposal.run(k, {}, args), key).log_probs
@@ -142,6 +159,7 @@ def _move(
         )
     proposed = overlay(as_given(draft.choices), given)
     out = model(key_model, overlay(proposed, kept))
+    out = out if retained is None else retained.recalled(out)
     # What the model did not use (a branch it did not take) was not proposed. A proposal that could
     # draw nothing (an empty distribution) leaves the particle without a successor.
     density = total(draft.log_probs, walk(_used, draft.log_probs, out.active))

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -240,7 +241,7 @@ class StateSpace(GenerativeFunction):
     ) -> Outcome:
         """See `GenerativeFunction.run`."""
         out = self.run_to(key, given, args, None, request)
-        return eqx.tree_at(lambda o: o.retval, out, drop_hot(out.retval))
+        return replace(out, retval=drop_hot(out.retval))
 
     def replay(self, choices: Choices, t: Int[ArrayLike, ""], *args: PyTree) -> PyTree:
         """The whole state, hot parts included, after t steps with these choices."""

@@ -1,5 +1,9 @@
 """Particle MCMC: Markov chains made of particle filters."""
 
+from .ladder_evidence import SteppingStone as SteppingStone
+from .ladder_evidence import Thermodynamic as Thermodynamic
+from .ladder_evidence import stepping_stone as stepping_stone
+from .ladder_evidence import thermodynamic as thermodynamic
 from .parallel_tempering import Ladder as Ladder
 from .parallel_tempering import ParallelTempering as ParallelTempering
 from .parallel_tempering import Tempered as Tempered

@@ -38,11 +38,13 @@ class Ladder(eqx.Module):
 class Tempered(eqx.Module):
     """What the chains went through.
 
-    `kept` [moves, ...] of the chain at the last power, `log_likelihood` [moves, K] of all,
-    `swaps` [K - 1]: how often neighbours changed places, of the times that it was their turn;
-    `acceptance` [K]: of the kernel; `ladder`: the last one.
+    `exponents` [K]: the powers; `kept` [moves, ...] of the chain at the last power,
+    `log_likelihood` [moves, K] of all, `swaps` [K - 1]: how often neighbours changed places, of the
+    times that it was their turn; `acceptance` [K]: of the kernel; `ladder`: the last one. For the
+    evidence see `stepping_stone` and `thermodynamic`.
     """
 
+    exponents: Float[Array, "k"]
     kept: PyTree
     log_likelihood: Float[Array, "moves k"]
     swaps: Float[Array, "pairs"]
@@ -60,7 +62,8 @@ class ParallelTempering(eqx.Module):
     The last exponent is the one wanted, usually 1; the others are usually smaller.
 
     Law: leaves the product of the tempered targets (`target.tempered`) invariant, for every
-    kernel that leaves each of them invariant.
+    kernel that leaves each of them invariant. A likelihood that is only estimated (`marginal`,
+    `normalize`) is raised as estimated: a trace takes its estimates along when it changes places.
     """
 
     kernel: Kernel
@@ -155,4 +158,5 @@ def _run(
         return ladder, (kept, heat, ladder.swapped, ladder.acceptance)
 
     ladder, (kept, heat, swapped, rates) = jax.lax.scan(move, ladder, jnp.arange(moves))
-    return Tempered(kept, heat, jnp.nanmean(swapped, axis=0), jnp.mean(rates, axis=0), ladder)
+    swaps, rates = jnp.nanmean(swapped, axis=0), jnp.mean(rates, axis=0)
+    return Tempered(tempering.exponents, kept, heat, swaps, rates, ladder)

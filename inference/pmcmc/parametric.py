@@ -7,9 +7,23 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ...ppl.errors import ProgramError
-from ...ppl.generative import Request, likelihood
+from ...ppl.generative import Outcome, Request, likelihood
 from ...ppl.partial import Choices, as_given, total
 from ...ppl.target import Target, as_target
+
+
+class Prior(eqx.Module):
+    """Choices of the parameters, what they give, and log densities (nats).
+
+    `log_weight` is the part of `log_density` that is weight (constraints and factors); the rest is
+    the density that `Parametric.draw` draws them with. A density that is only estimated
+    (`marginal`, `normalize`) is estimated once, here.
+    """
+
+    choices: Choices
+    theta: PyTree
+    log_density: Float[Array, ""]
+    log_weight: Float[Array, ""]
 
 
 class Parametric(eqx.Module):
@@ -34,27 +48,27 @@ class Parametric(eqx.Module):
         target = self.target
         return Target(target.model, (theta, *target.args), target.constraints, target.exponent)
 
-    def draw(self, key: PRNGKeyArray) -> tuple[Choices, Float[Array, ""]]:
-        """Parameters from their prior, and their log-weight (constraints and factors), nats."""
+    def draw(self, key: PRNGKeyArray) -> Prior:
+        """Parameters from their prior."""
         fixed = as_given(self.params.constraints)
-        out = self.params.model.run(key, fixed, self.params.args)
-        log_weight = self.params.raised(out.weigh(fixed), likelihood(out, fixed))
-        return out.choices, log_weight
+        return self._prior(self.params.model.run(key, fixed, self.params.args))
 
-    def prior(self, choices: Choices) -> tuple[PyTree, Float[Array, ""], Float[Array, ""]]:
-        """Theta at these choices, their log density, and what of it is weight (nats).
+    def prior(self, choices: Choices, key: PRNGKeyArray | None = None) -> Prior:
+        """The parameters at these choices; a key where a density is estimated."""
+        params = self.params
+        request = Request(complete=True)
+        return self._prior(params.model.run(key, params.joined(choices), params.args, request))
 
-        The rest is the density that `draw` draws them with.
-        """
+    def _prior(self, out: Outcome) -> Prior:
         params, fixed = self.params, as_given(self.params.constraints)
-        out = params.model.run(None, params.joined(choices), params.args, Request(complete=True))
         weight = likelihood(out, fixed)
         log_density = params.raised(total(out.log_probs) + out.log_weight, weight)
-        return out.retval, log_density, params.raised(weight, weight)
+        log_weight = params.raised(out.weigh(fixed), weight)
+        return Prior(out.choices, out.retval, log_density, log_weight)
 
     def split(self, choices: Choices) -> tuple[Choices, Choices]:
         """Choices of the parameters and of the model."""
-        names = set(jax.eval_shape(self.draw, jax.random.key(0))[0])
+        names = set(jax.eval_shape(self.draw, jax.random.key(0)).choices)
         first = {name: x for name, x in choices.items() if name in names}
         return first, {name: x for name, x in choices.items() if name not in names}
 

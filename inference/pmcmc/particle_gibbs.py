@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from ..mcmc.kernel import Kernel
-from ..mcmc.transition import at, settle
+from ..mcmc.transition import settle
 from ..smc import SMC
 from ..smoothing.forward import filtering
+from .estimates import estimated, trace_of
 from .sweep import Sweep, sweep
 
 
@@ -30,7 +31,11 @@ class ParticleGibbs(Kernel):
 
     If the retained choices have weight zero, or the run fails otherwise, nothing moves and the
     acceptance is 0; `sweep` says why. Acceptance is the share of moves that changed something.
-    A density that is only estimated (`marginal`, `normalize`) is an error: use `MH`.
+
+    Where a density is only estimated (`marginal`, `normalize`; not inside a `product`) the choices
+    are moved together with their estimates: the trace's own are retained, those of the path drawn
+    are its new ones (pseudo-marginal, see `estimates`). With ancestor or backward sampling that is
+    an error.
     """
 
     smc: SMC
@@ -40,8 +45,11 @@ class ParticleGibbs(Kernel):
     def __check_init__(self):
         filtering(self.smc)
 
-    def sweep(self, key, target, retained, steps=None) -> Sweep:
-        """The path drawn, log Z-hat of the conditional run, and its status."""
+    def sweep(self, key, target, retained, steps=None, remember=None) -> Sweep:
+        """The path drawn, log Z-hat of the conditional run, and its status.
+
+        `remember`: the log densities of the retained choices, where some are estimates.
+        """
         return sweep(
             key,
             self.smc,
@@ -50,12 +58,15 @@ class ParticleGibbs(Kernel):
             steps,
             self.ancestor_sampling,
             self.backward_sampling,
+            remember,
         )
 
     def move(self, key, target, chain, steps=None):
         """See `Kernel.move`."""
-        made = self.sweep(key, target, chain.trace.choices, steps)
-        trace, state = at(target, made.choices, steps)
+        known = chain.trace.log_probs if estimated(target, chain.trace.choices) else None
+        made = self.sweep(key, target, chain.trace.choices, steps, known)
+        key_state = jax.random.fold_in(key, 0)
+        trace, state = trace_of(key_state, target, made.choices, made.log_probs, steps)
         old, new = jax.tree.leaves(chain.trace.choices), jax.tree.leaves(made.choices)
         same = [jnp.all(a == b) for a, b in zip(old, new, strict=True)]
         changed = ~jnp.all(jnp.stack([jnp.ones((), bool), *same]))

@@ -12,9 +12,10 @@ from ...ppl.compiled import compiled
 from ...ppl.partial import Choices
 from ...ppl.target import Target, as_target
 from ..mcmc.kernel import Kernel
-from ..mcmc.transition import at, log_uniform, settle
+from ..mcmc.transition import log_uniform, settle
 from ..smc import SMC
 from ..smoothing.forward import filtering
+from .estimates import estimated, trace_of
 from .sweep import sweep
 
 
@@ -35,7 +36,8 @@ class PIMH(Kernel):
 
     Law: leaves the target invariant. As a kernel on traces, which do not know the Z-hat of the run
     they came from, each move first draws that run again, conditional on the current choices: two
-    runs a move. `run` keeps it: one run a move.
+    runs a move. `run` keeps it: one run a move. Where a density is only estimated (`marginal`,
+    `normalize`) the estimates are part of a run: those of the current choices are kept.
     """
 
     smc: SMC
@@ -46,12 +48,17 @@ class PIMH(Kernel):
     def move(self, key, target, chain, steps=None):
         """See `Kernel.move`."""
         key_old, key_new, key_accept = jax.random.split(key, 3)
-        old = sweep(key_old, self.smc, target, chain.trace.choices, steps)
-        new = sweep(key_new, self.smc, target, None, steps)
+        known = fresh = None
+        if estimated(target, chain.trace.choices):
+            known, fresh = chain.trace.log_probs, {}
+        old = sweep(key_old, self.smc, target, chain.trace.choices, steps, remember=known)
+        new = sweep(key_new, self.smc, target, None, steps, remember=fresh)
         log_ratio = new.log_evidence - old.log_evidence
         accept = (old.status.code == 0) & (log_uniform(key_accept, log_ratio) < log_ratio)
         # A dead run has no path: its log density is not asked for.
-        return settle(accept, chain, *at(target, new.choices, steps))
+        key_state = jax.random.fold_in(key, 0)
+        made = trace_of(key_state, target, new.choices, new.log_probs, steps)
+        return settle(accept, chain, *made)
 
     def run(self, key: PRNGKeyArray, target: Target, moves: int) -> Draws:
         """A chain from a first run of the filter."""

@@ -8,12 +8,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ...ppl.compiled import compiled
 from ...ppl.errors import ProgramError
 from ...ppl.generative import GenerativeFunction, Request
-from ...ppl.partial import Choices, as_given, overlay, total
+from ...ppl.partial import Choices, as_given, total
 from ...ppl.program import as_program
 from ..mcmc.transition import log_uniform
 from ..particles import log_mean_exp
@@ -22,21 +22,15 @@ from ..smc import SMC
 from ..smoothing.backward import categorical
 from ..smoothing.forward import filtering
 from ..smoothing.stepping import final_log_weights, run_steps
-from .parametric import Parametric
+from .parametric import Parametric, Prior
 from .sweep import traced_back
 
 
 class Filtered(eqx.Module):
-    """Parameters, the filter's population at them, and log densities of both (nats).
+    """Parameters, the filter's population at them, and its log Z-hat (nats)."""
 
-    `log_weight` is the part of `log_prior` that is not the density of drawing the parameters.
-    """
-
-    params: Choices
-    theta: PyTree
+    at: Prior
     population: Population
-    log_prior: Float[Array, ""]
-    log_weight: Float[Array, ""]
     log_evidence: Float[Array, ""]
 
     def log_density(self, drawn: bool) -> Float[Array, ""]:
@@ -44,7 +38,7 @@ class Filtered(eqx.Module):
 
         -inf if one of them is zero.
         """
-        prior = self.log_weight if drawn else self.log_prior
+        prior = self.at.log_weight if drawn else self.at.log_density
         dead = jnp.isneginf(prior) | jnp.isneginf(self.log_evidence)
         return jnp.where(dead, -jnp.inf, prior + self.log_evidence)
 
@@ -68,8 +62,9 @@ class PMMH(eqx.Module):
     at the sites it names; None draws all from the prior.
 
     Law: leaves gamma(theta, x) of a `Parametric` invariant, x a path drawn from the run, for every
-    number of particles. Z-hat is never computed again for the current parameters. A run that died
-    is never accepted.
+    number of particles. Z-hat is never computed again for the current parameters, nor is a density
+    of `params` that is only estimated (`marginal`, `normalize`); one of the model is part of the
+    run. A run that died is never accepted.
     """
 
     smc: SMC
@@ -84,7 +79,8 @@ class PMMH(eqx.Module):
     ) -> ParameterDraws:
         """A chain; `start` are choices of parameters and model, by default drawn from the prior.
 
-        Started at an exact posterior draw it is stationary (the run is then conditional on it).
+        Started at an exact posterior draw it is stationary (the run is then conditional on it), if
+        no density is estimated: what estimates a draw was made with cannot be told from it.
         """
         return _run(self, key, model, moves, start)
 
@@ -92,16 +88,15 @@ class PMMH(eqx.Module):
         self,
         key: PRNGKeyArray,
         model: Parametric,
-        params: Choices,
+        prior: Prior,
         retained: Choices | None = None,
         steps: Int[Array, ""] | None = None,
     ) -> Filtered:
         """The filter at these parameters, up to a number of steps."""
-        theta, log_prior, log_weight = model.prior(params)
-        driver = filtering(self.smc).driver(model.at(theta), retained)
+        driver = filtering(self.smc).driver(model.at(prior.theta), retained)
         population = run_steps(driver, key, steps)
         log_evidence = log_mean_exp(final_log_weights(driver, population, steps))
-        return Filtered(params, theta, population, log_prior, log_weight, log_evidence)
+        return Filtered(prior, population, log_evidence)
 
     def move(
         self,
@@ -112,8 +107,8 @@ class PMMH(eqx.Module):
     ) -> tuple[Filtered, Float[Array, ""]]:
         """Propose parameters and run the filter there; returns 1 if accepted, else 0."""
         key_propose, key_run, key_accept = jax.random.split(key, 3)
-        params, log_ratio = self.propose(key_propose, model, old.params)
-        new = self.filtered(key_run, model, params, None, steps)
+        prior, log_ratio = self.propose(key_propose, model, old.at.choices)
+        new = self.filtered(key_run, model, prior, None, steps)
         drawn = self.proposal is None
         log_ratio = log_ratio + new.log_density(drawn) - old.log_density(drawn)
         accept = log_uniform(key_accept, log_ratio) < log_ratio
@@ -122,10 +117,11 @@ class PMMH(eqx.Module):
 
     def propose(
         self, key: PRNGKeyArray, model: Parametric, params: Choices
-    ) -> tuple[Choices, Float[Array, ""]]:
+    ) -> tuple[Prior, Float[Array, ""]]:
         """New parameters and log q(old | new) - log q(new | old)."""
         if self.proposal is None:
-            return model.draw(key)[0], jnp.zeros(())
+            return model.draw(key), jnp.zeros(())
+        key, key_reverse, key_prior = jax.random.split(key, 3)
         draft = self.proposal.run(key, {}, (params,))
         names = set(draft.choices)
         unknown = sorted(names - set(params))
@@ -137,14 +133,15 @@ class PMMH(eqx.Module):
             )
         new = {**params, **draft.choices}
         back = as_given({name: params[name] for name in names})
-        reverse = self.proposal.run(None, overlay(back, {}), (new,), Request(complete=True))
-        return new, total(reverse.log_probs) - total(draft.log_probs)
+        reverse = self.proposal.run(key_reverse, back, (new,), Request(complete=True))
+        log_ratio = total(reverse.log_probs) - total(draft.log_probs)
+        return model.prior(new, key_prior), log_ratio
 
-    def path(self, key: PRNGKeyArray, model: Parametric, at: Filtered) -> Choices:
+    def path(self, key: PRNGKeyArray, model: Parametric, current: Filtered) -> Choices:
         """Choices of the parameters, and of a path drawn from the run by weight."""
-        driver = filtering(self.smc).driver(model.at(at.theta))
-        last = categorical(key, final_log_weights(driver, at.population))
-        return model.joined(at.params, traced_back(driver, at.population, last))
+        driver = filtering(self.smc).driver(model.at(current.at.theta))
+        last = categorical(key, final_log_weights(driver, current.population))
+        return model.joined(current.at.choices, traced_back(driver, current.population, last))
 
 
 @compiled
@@ -153,10 +150,10 @@ def _run(
 ) -> ParameterDraws:
     key_params, key_run, key_moves = jax.random.split(key, 3)
     if start is None:
-        first = pmmh.filtered(key_run, model, model.draw(key_params)[0])
+        first = pmmh.filtered(key_run, model, model.draw(key_params))
     else:
         params, path = model.split(start)
-        first = pmmh.filtered(key_run, model, params, path)
+        first = pmmh.filtered(key_run, model, model.prior(params, key_params), path)
         # Only a conditional run has someone at a position.
         first = eqx.tree_at(lambda f: f.population.position, first, jnp.int32(-1))
 

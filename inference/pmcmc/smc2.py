@@ -1,7 +1,8 @@
 """SMC^2: particles of parameters, each with a particle filter of its own.
 
 Chopin, Jacob and Papaspiliopoulos (2013), "SMC^2: an efficient algorithm for sequential analysis of
-state-space models", section 3.1; without the exchange step that changes the number of particles.
+state-space models", section 3.1. The exchange step, which changes the number of particles, is in
+`exchange`.
 """
 
 from typing import Any
@@ -92,7 +93,7 @@ class SMC2(eqx.Module):
         return _run(self, key, model)
 
 
-class _Cloud(eqx.Module):
+class Cloud(eqx.Module):
     """Parameters with their filters [M, ...], and what is kept over time."""
 
     filters: Filtered
@@ -106,39 +107,52 @@ class _Cloud(eqx.Module):
 
 @compiled
 def _run(smc2: SMC2, key: PRNGKeyArray, model: Parametric) -> ParameterParticles:
-    pmmh, m = smc2.pmmh, smc2.n_parameters
     key_start, key_steps, key_end = jax.random.split(key, 3)
-    keys = jax.random.split(key_start, m)
-    filters, log_weights = jax.vmap(lambda k: _start(pmmh, model, k))(keys)
-    length = model.at(jax.tree.map(lambda x: x[0], filters.theta)).state_space().length
+    cloud = begun(smc2, key_start, model)
+    cloud = jax.lax.fori_loop(
+        0,
+        cloud.resampled.shape[0],
+        lambda t, c: stepped(smc2, model, jax.random.fold_in(key_steps, t), t, c),
+        cloud,
+    )
+    return ended(smc2, key_end, model, cloud)
+
+
+def begun(smc2: SMC2, key: PRNGKeyArray, model: Parametric) -> Cloud:
+    """Parameters from the prior, their filters after init."""
+    keys = jax.random.split(key, smc2.n_parameters)
+    filters, log_weights = jax.vmap(lambda k: _start(smc2.pmmh, model, k))(keys)
+    length = model.at(jax.tree.map(lambda x: x[0], filters.at.theta)).state_space().length
     history = jnp.full(length + 1, jnp.nan, log_weights.dtype)
-    cloud = _Cloud(
+    return Cloud(
         filters,
         log_weights,
-        _checked(Status.ok(), log_weights, jnp.int32(-1)),
+        checked(Status.ok(), log_weights, jnp.int32(-1)),
         history.at[0].set(effective_sample_size(log_weights)),
         history.at[0].set(log_mean_exp(log_weights)),
         jnp.zeros(length, bool),
         history[1:],
     )
-    cloud = jax.lax.fori_loop(
-        0, length, lambda t, c: _stepped(smc2, model, jax.random.fold_in(key_steps, t), t, c), cloud
-    )
+
+
+def ended(smc2: SMC2, key: PRNGKeyArray, model: Parametric, cloud: Cloud) -> ParameterParticles:
+    """The population with what `at_length` says, and paths."""
+    pmmh = smc2.pmmh
 
     def end(key, filtered):
-        driver = filtering(pmmh.smc).driver(model.at(filtered.theta))
+        driver = filtering(pmmh.smc).driver(model.at(filtered.at.theta))
         final = log_mean_exp(final_log_weights(driver, filtered.population))
         return final, pmmh.path(key, model, filtered)
 
-    final, choices = jax.vmap(end)(jax.random.split(key_end, m), cloud.filters)
-    log_weights = _gained(cloud.log_weights, cloud.filters.log_evidence, final)
+    final, choices = jax.vmap(end)(jax.random.split(key, smc2.n_parameters), cloud.filters)
+    log_weights = gained(cloud.log_weights, cloud.filters.log_evidence, final)
     log_evidence, ess = log_mean_exp(log_weights), effective_sample_size(log_weights)
     return ParameterParticles(
         choices,
         log_weights,
         log_evidence,
         ess,
-        _checked(cloud.status, log_weights, jnp.int32(length)),
+        checked(cloud.status, log_weights, jnp.int32(cloud.resampled.shape[0])),
         cloud.ess.at[-1].set(ess),
         cloud.log_evidence.at[-1].set(log_evidence),
         cloud.resampled,
@@ -149,18 +163,17 @@ def _run(smc2: SMC2, key: PRNGKeyArray, model: Parametric) -> ParameterParticles
 def _start(pmmh: PMMH, model: Parametric, key):
     """Parameters from the prior, with their filter after init, and the log-weight of both."""
     key_params, key_run = jax.random.split(key)
-    params, _ = model.draw(key_params)
-    filtered = pmmh.filtered(key_run, model, params, None, jnp.int32(0))
+    filtered = pmmh.filtered(key_run, model, model.draw(key_params), None, jnp.int32(0))
     return filtered, filtered.log_density(True)
 
 
-def _stepped(smc2: SMC2, model: Parametric, key, t, cloud: _Cloud) -> _Cloud:
+def stepped(smc2: SMC2, model: Parametric, key, t, cloud: Cloud) -> Cloud:
     """Step t of all filters; then parameters are resampled if need be, and moved."""
     key_filters, key_moves = jax.random.split(key)
     m, pmmh = smc2.n_parameters, smc2.pmmh
 
     def one(i, filtered):
-        driver = filtering(pmmh.smc).driver(model.at(filtered.theta))
+        driver = filtering(pmmh.smc).driver(model.at(filtered.at.theta))
         population = step(driver, jax.random.fold_in(key_filters, i), filtered.population, t)
         log_evidence = log_mean_exp(population.log_weights)
         return eqx.tree_at(
@@ -168,8 +181,8 @@ def _stepped(smc2: SMC2, model: Parametric, key, t, cloud: _Cloud) -> _Cloud:
         )
 
     filters = jax.vmap(one)(jnp.arange(m), cloud.filters)
-    log_weights = _gained(cloud.log_weights, cloud.filters.log_evidence, filters.log_evidence)
-    status = _checked(cloud.status, log_weights, t)
+    log_weights = gained(cloud.log_weights, cloud.filters.log_evidence, filters.log_evidence)
+    status = checked(cloud.status, log_weights, t)
     wanted = smc2.resampler.needed(log_weights)
 
     ess, log_evidence = effective_sample_size(log_weights), log_mean_exp(log_weights)
@@ -204,7 +217,7 @@ def _stepped(smc2: SMC2, model: Parametric, key, t, cloud: _Cloud) -> _Cloud:
     rate = none
     if smc2.moves:
         filters, rate = jax.lax.cond(any_member(turn), moved, lambda f: (f, none), filters)
-    return _Cloud(
+    return Cloud(
         filters,
         log_weights,
         status,
@@ -215,12 +228,13 @@ def _stepped(smc2: SMC2, model: Parametric, key, t, cloud: _Cloud) -> _Cloud:
     )
 
 
-def _gained(log_weights, before, after):
+def gained(log_weights, before, after):
     """Weights times the growth of each filter's Z-hat; zero stays zero."""
     dead = jnp.isneginf(log_weights) | jnp.isneginf(before)
     return jnp.where(dead, -jnp.inf, log_weights + after - before)
 
 
-def _checked(status: Status, log_weights, t) -> Status:
+def checked(status: Status, log_weights: Float[Array, "m"], t: Int[Array, ""]) -> Status:
+    """The status after step t."""
     status = status.then(jnp.any(jnp.isnan(log_weights)), NAN, t)
     return status.then(is_dead(log_weights), DEAD, t)

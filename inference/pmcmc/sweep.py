@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ...ppl.errors import ProgramError
 from ...ppl.partial import Choices
 from ...ppl.status import DEAD, NAN, UNSUPPORTED, Status
 from ...ppl.target import Target
@@ -27,17 +28,22 @@ from ..smoothing.backward import Exact, categorical, drawn_path
 from ..smoothing.forward import filtering, kept
 from ..smoothing.futures import log_future_ratios
 from ..smoothing.stepping import final_log_weights, run_rows, run_steps
+from .estimates import remembering
 
 # The key of a step beside those of its particles and of the driver (0xFFFFFFFD and above).
 _ANCESTOR = 0xFFFFFFFC
 
 
 class Sweep(eqx.Module):
-    """A path drawn from a filter's run, by weight; log Z-hat, and how the run ended."""
+    """A path drawn from a filter's run, by weight; log Z-hat, and how the run ended.
+
+    `log_probs` are the path's log densities as it was made, None unless asked for.
+    """
 
     choices: Choices
     log_evidence: Float[Array, ""]
     status: Status
+    log_probs: Any = None
 
 
 def sweep(
@@ -48,13 +54,25 @@ def sweep(
     steps: Int[Array, ""] | None = None,
     ancestor_sampling: bool = False,
     backward_sampling: bool = False,
+    remember: Any = None,
 ) -> Sweep:
     """Run a filter, conditional on a path if one is `retained`, and draw a path.
 
-    With `steps` on the model's first so many steps, without `at_length`.
+    With `steps` on the model's first so many steps, without `at_length`. Where a density is only
+    estimated `remember` holds the log densities that the retained path was made with ({} if none
+    is retained), and those of the path drawn are returned.
     """
     key_run, key_path = jax.random.split(key)
-    driver = filtering(smc).driver(target, retained)
+    if remember is None:
+        driver = filtering(smc).driver(target, retained)
+    elif ancestor_sampling or backward_sampling:
+        raise ProgramError(
+            "ancestor and backward sampling weigh a future after pasts other than its own, where "
+            "an estimated density (marginal, normalize) would have another estimate. Instead use "
+            "ParticleGibbs(smc) without them and with more particles, or MH(selection)"
+        )
+    else:
+        driver = remembering(smc, target, retained, remember)
     before = None
     if ancestor_sampling and retained is not None and driver.length > 0:
         before = Ancestor(driver, retained, steps)
@@ -62,16 +80,19 @@ def sweep(
         population, rows = run_rows(driver, key_run, steps, before)
         forward = kept(driver, population, rows, steps)
         choices, _, _ = drawn_path(key_path, forward, Exact(), steps)
-        final = forward.final
+        final, log_probs = forward.final, None
     else:
         population = run_steps(driver, key_run, steps, before)
         final = final_log_weights(driver, population, steps)
-        choices = traced_back(driver, population, categorical(key_path, final))
+        last = categorical(key_path, final)
+        choices, log_probs = traced_back(driver, population, last), None
+        if remember is not None:
+            log_probs = traced_back(driver, population, last, "log_probs")
     status = population.status
     if retained is not None:
         status = status.then(jnp.isneginf(final[population.position]), UNSUPPORTED, driver.length)
     status = status.then(is_dead(final), DEAD, driver.length)
-    return Sweep(choices, log_mean_exp(final), status)
+    return Sweep(choices, log_mean_exp(final), status, log_probs)
 
 
 class Ancestor:
@@ -102,9 +123,11 @@ class Ancestor:
         return eqx.tree_at(lambda p: (p.position, p.status), population, (position, status))
 
 
-def traced_back(driver: Driver, population: Any, last: Int[Array, ""]) -> Choices:
-    """The choices along one lineage."""
-    initial = population.initial["choices"]
+def traced_back(
+    driver: Driver, population: Any, last: Int[Array, ""], what: str = "choices"
+) -> Choices:
+    """The choices (or what else is stored) along one lineage."""
+    initial = population.initial[what]
     if driver.length == 0:
         return jax.tree.map(lambda x: x[last], initial)
 
@@ -112,6 +135,6 @@ def traced_back(driver: Driver, population: Any, last: Int[Array, ""]) -> Choice
         parents, made = row
         return parents[index], jax.tree.map(lambda x: x[index], made)
 
-    rows = (population.ancestors, population.store["choices"])
+    rows = (population.ancestors, population.store[what])
     first, later = jax.lax.scan(back, last, rows, reverse=True)
     return {**jax.tree.map(lambda x: x[first], initial), **later}
