@@ -8,7 +8,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.tree_util import PyTreeDef
 
 from .code import Fingerprints
 
@@ -54,7 +53,7 @@ class _Static:
 
     __slots__ = ("structure", "rest", "_key", "_hash")
 
-    def __init__(self, structure: PyTreeDef, rest: tuple, prints: Fingerprints | None = None):
+    def __init__(self, structure: Any, rest: tuple, prints: Fingerprints | None = None):
         self.structure, self.rest = structure, rest
         # The digests first: programs that differ are told apart before they are compared.
         self._key = (prints, tuple(map(_exact, rest)), structure)
