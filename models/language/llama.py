@@ -36,18 +36,37 @@ class LlamaConfig:
     context: int = 2048
 
 
+class Adapted(eqx.Module):
+    """A matrix with a low-rank term, base + up @ down, applied without making the sum."""
+
+    base: Float[Array, "out in"]
+    up: Float[Array, "out r"]
+    down: Float[Array, "r in"]
+
+    @property
+    def merged(self) -> Float[Array, "out in"]:
+        """The sum."""
+        return self.base + self.up @ self.down
+
+
 class Layer(eqx.Module):
-    """Weights of one block, each matrix [out, in]."""
+    """Weights of one block, each matrix [out, in], adapted or not."""
 
     attention_norm: Float[Array, "d"]
-    query: Float[Array, "queries d"]
-    key: Float[Array, "keys d"]
-    value: Float[Array, "keys d"]
-    output: Float[Array, "d queries"]
+    query: Float[Array, "queries d"] | Adapted
+    key: Float[Array, "keys d"] | Adapted
+    value: Float[Array, "keys d"] | Adapted
+    output: Float[Array, "d queries"] | Adapted
     mlp_norm: Float[Array, "d"]
-    gate: Float[Array, "ff d"]
-    up: Float[Array, "ff d"]
-    down: Float[Array, "d ff"]
+    gate: Float[Array, "ff d"] | Adapted
+    up: Float[Array, "ff d"] | Adapted
+    down: Float[Array, "d ff"] | Adapted
+
+
+def _times(x: Float[Array, "T in"], matrix: Array | Adapted) -> Float[Array, "T out"]:
+    if isinstance(matrix, Adapted):
+        return x @ matrix.base.T + (x @ matrix.down.T) @ matrix.up.T
+    return x @ matrix.T
 
 
 def _norm(x: Array, weight: Array, eps: float) -> Array:
@@ -120,17 +139,18 @@ class Llama(LanguageModel):
         written = []
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             h = _norm(x, layer.attention_norm, c.norm_eps)
-            query = (h @ layer.query.T).reshape(size, c.heads, c.head_dim)
-            key = (h @ layer.key.T).reshape(size, c.kv_heads, c.head_dim)
-            value = (h @ layer.value.T).reshape(size, c.kv_heads, c.head_dim)
+            query = _times(h, layer.query).reshape(size, c.heads, c.head_dim)
+            key = _times(h, layer.key).reshape(size, c.kv_heads, c.head_dim)
+            value = _times(h, layer.value).reshape(size, c.kv_heads, c.head_dim)
             query = _rotate(query, positions, c.rope_base)
             key = _rotate(key, positions, c.rope_base)
             cache = write(cache, key.swapaxes(0, 1), value.swapaxes(0, 1), slot)
             grouped = query.reshape(size, c.kv_heads, -1, c.head_dim).transpose(1, 2, 0, 3)
             mixed = attention(index, grouped, cache).transpose(2, 0, 1, 3).reshape(size, -1)
-            x = x + mixed @ layer.output.T
+            x = x + _times(mixed, layer.output)
             h = _norm(x, layer.mlp_norm, c.norm_eps)
-            x = x + (jax.nn.silu(h @ layer.gate.T) * (h @ layer.up.T)) @ layer.down.T
+            gated = jax.nn.silu(_times(h, layer.gate)) * _times(h, layer.up)
+            x = x + _times(gated, layer.down)
             written.append(cache)
         return x, tuple(written)
 
