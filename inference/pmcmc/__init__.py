@@ -1,5 +1,7 @@
 """Particle MCMC: Markov chains made of particle filters."""
 
+from .exchange import GrowingSMC2 as GrowingSMC2
+from .exchange import Grown as Grown
 from .ladder_evidence import SteppingStone as SteppingStone
 from .ladder_evidence import Thermodynamic as Thermodynamic
 from .ladder_evidence import stepping_stone as stepping_stone

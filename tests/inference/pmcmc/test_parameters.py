@@ -9,7 +9,7 @@ from oracles import tiny_models as tiny
 
 from feynkac import inference, ppl
 from feynkac.inference import SMC, Systematic
-from feynkac.inference.pmcmc import PIMH, PMMH, SMC2, Parametric
+from feynkac.inference.pmcmc import PIMH, PMMH, SMC2, GrowingSMC2, Parametric
 from feynkac.ppl import dist
 from feynkac.ppl.laws.invariance import OnTraces, moving
 from feynkac.ppl.laws.proper_weighting import weighting
@@ -111,6 +111,39 @@ def test_moves_where_resampled_are_biased():
     smc2 = SMC2(3, PMMH(smc, _flip), Systematic(ess_threshold=0.9), every=None)
     joint = Joint(smc2, parametric(exact.target))
     assert not decide("", weighting(joint, exact.target, exact), KEY, 2**13, "")
+
+
+class Growing(Joint):
+    """With filters that double, at times that are given."""
+
+    conditional: bool = eqx.field(static=True, default=False)
+
+    def run(self, key, target):
+        grown = GrowingSMC2(self.smc2, conditional=self.conditional, doublings=(0, 1))
+        return grown.run(key, self.model).particles
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("conditional", [False, True])
+def test_exchange_is_properly_weighted(conditional):
+    """From one particle, with which the conditional run is all that keeps the path."""
+    exact = inference.exact.enumerate(tiny.text(tiny.MILD, tiny.Ending(True)))
+    smc2 = SMC2(3, PMMH(SMC(1, Systematic(ess_threshold=1.0)), _flip), Systematic(), every=2)
+    joint = Growing(smc2, parametric(exact.target), conditional)
+    decide("", weighting(joint, exact.target, exact), KEY, 2**13, "").check()
+
+
+@pytest.mark.slow
+def test_filters_double_where_nothing_moves():
+    model = parametric(tiny.text(tiny.MILD))
+    smc2 = SMC2(4, PMMH(SMC(1), _flip))
+    grown = GrowingSMC2(smc2, least_acceptance=1.1, most_particles=2).run(KEY, model)
+    assert grown.n_particles == (1, 2, 2) and grown.doublings == (0,)
+    assert np.isfinite(grown.particles.log_evidence)
+    with pytest.raises(ppl.ProgramError, match="on the host"):
+        jax.jit(lambda key: GrowingSMC2(smc2).run(key, model))(KEY)
+    with pytest.raises(ValueError, match="0 to 1"):
+        GrowingSMC2(smc2, doublings=[2]).run(KEY, model)
 
 
 def test_what_is_refused():

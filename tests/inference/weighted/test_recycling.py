@@ -88,6 +88,7 @@ def fit(particles):
     return ppl.bind(ppl.Proposal(init=_gaussian), mean, jnp.sqrt(variance) + 0.05)
 
 
+@pytest.mark.slow
 def test_it_learns_from_all_draws():
     """A posterior in the prior's tail; more is left of the draws than by their own proposals."""
     target = ppl.Target(far)
@@ -105,7 +106,10 @@ def test_errors_say_what_to_do():
     many = AdaptiveMultipleImportance(4, 2, Locations(GUESS))
     with pytest.raises(ValueError, match="use a multiple"):
         jax.eval_shape(lambda k: many.run(k, TARGET).log_weights, KEY)
-    dead = AdaptiveMultipleImportance(4, 2, learn).run(
-        KEY, ppl.Target(peaks, (jnp.full(4, -jnp.inf),))
-    )
+
+
+@pytest.mark.slow
+def test_all_may_die():
+    target = ppl.Target(peaks, (jnp.full(4, -jnp.inf),))
+    dead = AdaptiveMultipleImportance(4, 2, learn).run(KEY, target)
     assert int(dead.status.code) == DEAD and np.isneginf(dead.log_weights).all()
