@@ -7,6 +7,8 @@ import pytest
 
 from feynkac import inference, models, ppl
 from feynkac.inference.sqmc import SQMC, hilbert_index, scrambled_sobol
+from feynkac.inference.sqmc.filter import Pointwise
+from feynkac.inference.sqmc.hilbert import curve_order
 from feynkac.ppl import dist
 
 KEY = jax.random.key(0)
@@ -47,6 +49,40 @@ def test_points_are_even_and_each_is_uniform():
     np.testing.assert_array_equal(again[:, 0], points[7, :, 0])
 
 
+@pytest.mark.parametrize("d", [1, 2])
+def test_ancestors_are_drawn_in_order_along_the_curve(d):
+    n = 32
+    rng = np.random.default_rng(0)
+    states, weights = rng.normal(size=(n, d)), rng.gamma(0.5, size=n)
+    weights[3] = 0.0
+    moves = Pointwise(n, None)
+    w, x = jnp.asarray(weights, float), jnp.asarray(states, float)
+    got = np.asarray(moves.ancestors(None, KEY, inference.Systematic(), jnp.log(w), x))
+    points = np.asarray(moves._points(KEY, 2))
+    np.testing.assert_array_equal(points[:, 0], moves._points(KEY, 0)[:, 0])
+    assert (np.diff(points[:, 0]) > 0).all()
+    order = np.asarray(curve_order(x, w))
+    if d == 1:
+        np.testing.assert_array_equal(order, np.argsort(states[:, 0]))
+    place = np.searchsorted(np.cumsum(weights[order]) / weights.sum(), points[:, 0])
+    np.testing.assert_array_equal(got, order[place])
+
+
+def test_a_move_goes_on_with_the_point_that_chose_the_ancestor():
+    """Without weights pasts and presents together are a net: one in each of 8 x 8 cells."""
+
+    def init(ctx):
+        return ctx.sample("a", dist.Uniform(0.0, 1.0))
+
+    def step(ctx, state, t):
+        ctx.sample("b", dist.Uniform(0.0, 1.0))
+        return state
+
+    choices = SQMC(64).run(KEY, ppl.StateSpace(init, step, 1)).choices
+    a, b = np.asarray(choices["a"]), np.asarray(choices["b"])[:, 0]
+    np.testing.assert_array_equal(np.sort(np.floor(a * 8) * 8 + np.floor(b * 8)), np.arange(64))
+
+
 @pytest.fixture(scope="module")
 def kalman():
     """A linear-Gaussian model of two dimensions, its data and exact answers."""
@@ -54,7 +90,7 @@ def kalman():
         jnp.zeros(2),
         jnp.eye(2),
         jnp.array([[0.9, 0.2], [-0.1, 0.8]]),
-        0.3 * jnp.eye(2),
+        jnp.array([[0.3, 0.2], [0.2, 0.4]]),
         jnp.array([[1.0, 0.5]]),
         jnp.array([[0.4]]),
     )
