@@ -10,6 +10,10 @@ from .estimator import Surrogate as Surrogate
 from .estimator import ValueAndGrad as ValueAndGrad
 from .estimator import surrogate as surrogate
 from .estimator import value_and_grad as value_and_grad
+from .fit import Fit as Fit
+from .fit import FitReport as FitReport
+from .fit import fit as fit
+from .fit import rows as rows
 from .objective import Objective as Objective
 from .objective import objective as objective
 from .objectives import biased_vsmc as biased_vsmc
@@ -33,3 +37,4 @@ from .strategies import Score as Score
 from .strategies import StraightThrough as StraightThrough
 from .strategies import Strategy as Strategy
 from .strategies import TopK as TopK
+from .training import FitStatus as FitStatus

@@ -142,11 +142,11 @@ class ObjectiveContext:
             out = jax.tree.map(jnp.asarray, fn(ctx, *args))
             return out, ctx.records
 
-        mine = getattr(change, "name", None) == name and base is not None
-        if mine and isinstance(change, LeftOut):
-            return others(base[name].values, change.index)
-        if mine and isinstance(change, Inside):
-            known = base[name]
+        mine = getattr(change, "name", None) == name
+        known = base[name] if mine and base is not None else None
+        if known is not None and isinstance(change, LeftOut):
+            return others(known.values, change.index)
+        if known is not None and isinstance(change, Inside):
             own = jax.tree.map(lambda x: x[change.index], known.inside)
             value, _ = one(change.index, change.change, own, False)
             return jax.tree.map(lambda xs, x: xs.at[change.index].set(x), known.values, value)

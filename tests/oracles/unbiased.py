@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+QUICK = {"xla_backend_optimization_level": 0}  # compiling takes longer than the draws
+
 
 def worst_z(estimator, key, n, truth, *args):
     """The largest |z| of n estimates against the truth, over the value and all of the gradient."""
     keys = jax.random.split(key, n)
-    draws = jax.jit(jax.vmap(lambda k: estimator(k, *args)))(keys)
+    draws = jax.jit(jax.vmap(lambda k: estimator(k, *args)), compiler_options=QUICK)(keys)
     worst = 0.0
     for estimates, exact in zip(jax.tree.leaves(draws), jax.tree.leaves(truth), strict=True):
         estimates = np.asarray(estimates, np.float64)

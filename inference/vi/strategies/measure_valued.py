@@ -93,7 +93,7 @@ class MeasureValued(Strategy):
     @distributions.third_party
     def report(self, key, d, value, log_prob):
         """See `Strategy.report`."""
-        inner = plain(d)
+        inner: Any = plain(d)
         value = jax.lax.stop_gradient(value)
         if isinstance(inner, _FLIPS):
             probs = jnp.broadcast_to(inner.probs, value.shape)

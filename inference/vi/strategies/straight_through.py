@@ -25,7 +25,7 @@ class BiasedStrategy(Strategy):
 
     def refusal(self, d):
         """See `Strategy.refusal`."""
-        inner = plain(d)
+        inner: Any = plain(d)
         if isinstance(inner, _BERNOULLI):
             return None
         if isinstance(inner, _ONE_HOT):
@@ -60,7 +60,7 @@ class GumbelStraightThrough(BiasedStrategy):
 
     def value(self, key: Any, d: Any, value: Array) -> Array:
         """A draw of the same law made from Gumbel noise, as real numbers."""
-        inner = plain(d)
+        inner: Any = plain(d)
         if isinstance(inner, _BERNOULLI):
             logits = jnp.broadcast_to(_logits(inner), value.shape)
             noisy = logits + jax.random.logistic(salted(key, 3), value.shape, logits.dtype)

@@ -108,13 +108,16 @@ def z_of(strategies):
     return worst_z(estimator, jax.random.key(11), 20_000, truth, PARAMS)
 
 
+@pytest.mark.slow
 def test_the_mix():
     assert z_of(MIX) < 4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "strategy", [vi.Enumerate(), vi.Score(vi.Running().after(-8.0)), vi.MeasureValued()]
+    "strategy",
+    [vi.Enumerate(), vi.Score(vi.Running().after(-8.0)), vi.MeasureValued()],
+    ids=["enumeration", "score", "measures"],
 )
 def test_one_strategy_for_all(strategy):
     assert z_of({"guide": strategy}) < 4

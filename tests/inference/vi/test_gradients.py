@@ -1,7 +1,6 @@
-"""Every strategy, alone and mixed, against `jax.grad` of sums over all outcomes written by hand."""
+"""Strategies mixed, where sites may be, against `jax.grad` of sums over all outcomes by hand."""
 
 import itertools
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -91,59 +90,20 @@ MIXED = {
 }
 
 
-def z_of(strategies, n=4000, seed=0, **options):
+def z_of(strategies, **options):
     estimator = vi.value_and_grad(objective, strategies, **options)
     truth = jax.value_and_grad(exact)(PARAMS)
-    return worst_z(estimator, jax.random.key(seed), n, truth, PARAMS)
+    return worst_z(estimator, jax.random.key(0), 4000, truth, PARAMS)
 
 
 def test_mixed_strategies_in_calls_cond_scan_and_vmap():
     assert z_of(MIXED) < 4
 
 
-def test_score_with_leave_one_out():
-    assert z_of(vi.Score(), samples=3, baseline=vi.LeaveOneOut()) < 4
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "strategies",
-    [
-        vi.Score(),
-        vi.Score(vi.Running().after(1.0)),
-        {"guide": vi.Enumerate()},
-        {"guide": vi.Enumerate(instances=1)},
-        {"guide": vi.TopK(2)},
-        {"guide": vi.MeasureValued()},
-        [
-            (ppl.select(("guide", "a"), ("guide", "chain")), vi.Score(vi.Running().after(1.0))),
-            (ppl.select(("guide", "colour"), ("guide", "each")), vi.Enumerate()),
-        ],
-    ],
-    ids=["score", "running", "enumerate", "one instance", "top 2", "measures", "selections"],
-)
-def test_each_strategy(strategies):
+def test_selections_in_calls_cond_scan_and_vmap():
+    strategies = [
+        (ppl.select(("guide", "a"), ("guide", "chain")), vi.Score(vi.Running().after(1.0))),
+        (ppl.select(("guide", "colour"), ("guide", "each")), vi.Enumerate()),
+    ]
     assert z_of(strategies) < 4
-
-
-class Biased(vi.Enumerate):
-    """Two per cent too much."""
-
-    biased: ClassVar[bool] = False
-
-    def report(self, key, d, value, log_prob):
-        report = super().report(key, d, value, log_prob)
-        return type(report)(None, report.values, report.weights * 1.02)
-
-
-class Forgotten(vi.Score):
-    """A site whose term is left out."""
-
-    def report(self, key, d, value, log_prob):
-        return None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("wrong", [Biased(), Forgotten()], ids=["two per cent", "no term"])
-def test_a_planted_error_is_rejected(wrong):
-    assert z_of({"guide": {**MIXED["guide"], "a": wrong}}, n=200_000) > 5

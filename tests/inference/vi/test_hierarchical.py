@@ -90,10 +90,12 @@ def test_the_bounds_are_in_order_below_the_evidence():
 
     def mean(objective):
         surrogate = vi.surrogate(objective)
-        return float(jnp.mean(jax.jit(jax.vmap(lambda k: surrogate(k, guide(), target)))(keys)))
+        values = np.asarray(jax.jit(jax.vmap(lambda k: surrogate(k, guide(), target)))(keys))
+        return float(values.mean()), float(values.std() / len(keys) ** 0.5)
 
-    values = [mean(objective) for objective in objectives]
+    values, errors = zip(*(mean(objective) for objective in objectives), strict=True)
     evidence = float(dist.Normal(0.0, (1.5**2 + 0.25) ** 0.5).log_prob(0.9))
-    assert values == sorted(values) and values[-1] < evidence
+    assert list(values) == sorted(values) and values[-1] < evidence
+    # Of 64 inner draws a gap of about half their relative variance over 64 is left.
     elbo = float(_bound(lambda p, marginal: marginal)(guide()))
-    assert abs(values[2] - elbo) < 0.03
+    assert -0.03 - 4 * errors[2] < values[2] - elbo < 4 * errors[2]

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from oracles.unbiased import leaves_close, worst_z
 
 from feynkac import ppl
@@ -27,6 +28,7 @@ def exact(params):
     return jnp.sum(jax.nn.sigmoid(params["logits"]) * jnp.array([2.0, -1.0])) + 3.0
 
 
+@pytest.mark.slow
 def test_straight_through_is_right_where_all_is_linear():
     """And there it has no variance; the Gumbel form has some, and is near."""
     params = {"logits": LOGITS}
