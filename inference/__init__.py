@@ -52,9 +52,12 @@ from .particles import Particles as Particles
 from .pmcmc import PIMH as PIMH
 from .pmcmc import PMMH as PMMH
 from .pmcmc import SMC2 as SMC2
+from .pmcmc import GrowingSMC2 as GrowingSMC2
 from .pmcmc import ParallelTempering as ParallelTempering
 from .pmcmc import Parametric as Parametric
 from .pmcmc import ParticleGibbs as ParticleGibbs
+from .pmcmc import stepping_stone as stepping_stone
+from .pmcmc import thermodynamic as thermodynamic
 from .pooling import pool as pool
 from .power import Power as Power
 from .record import Record as Record
@@ -80,6 +83,7 @@ from .samplers import predictive_check as predictive_check
 from .smc import SMC as SMC
 from .smc import run_many as run_many
 from .sqmc import SQMC as SQMC
+from .weighted import AdaptiveMultipleImportance as AdaptiveMultipleImportance
 from .weighted import MultipleExpectations as MultipleExpectations
 from .weighted import MultipleImportance as MultipleImportance
 from .weighted import PopulationMonteCarlo as PopulationMonteCarlo

@@ -14,6 +14,7 @@ from .gradient import RandomWalk as RandomWalk
 from .involutive import Involutive as Involutive
 from .kernel import Chain as Chain
 from .kernel import Kernel as Kernel
+from .kernel import Walk as Walk
 from .kernel import Repeat as Repeat
 from .metropolis import Metropolis as Metropolis
 from .metropolis_hastings import MH as MH
