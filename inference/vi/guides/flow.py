@@ -1,0 +1,152 @@
+"""Normalizing flows as guides: stacked inverse autoregressive flows over all coordinates.
+
+Kingma, Salimans, Jozefowicz, Chen, Sutskever and Welling (2016), "Improved variational inference
+with inverse autoregressive flow", equation 10; networks and transforms are NumPyro's.
+"""
+
+import functools
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.example_libraries import stax
+from jaxtyping import Array, Float, PRNGKeyArray
+from numpyro.distributions.flows import InverseAutoregressiveTransform
+from numpyro.distributions.transforms import AffineTransform
+from numpyro.nn import AutoregressiveNN
+
+from ....ppl.distributions import third_party
+from ....ppl.errors import ProgramError, site_name
+from ....ppl.generative import PLAIN, GenerativeFunction, Outcome
+from ....ppl.partial import Choices, Partial, as_value
+from ....ppl.target import as_target
+from .layout import Layout, layout, put
+
+
+class Flow(GenerativeFunction):
+    """See `flow`. `nets`: weights of one network a layer; then comes an affine map."""
+
+    loc: Float[Array, " d"]
+    log_scale: Float[Array, " d"]
+    nets: tuple
+    hidden: tuple[int, ...] = eqx.field(static=True)
+    layout: Layout = eqx.field(static=True)
+
+    def law(self) -> dist.Distribution:
+        """The law of the coordinates, event [d]."""
+        return self._law()
+
+    @third_party
+    def _law(self):
+        size, parts = self.layout.size, []
+        for i, weights in enumerate(self.nets):
+            _, apply = _network(size, self.hidden, i)
+            net = functools.partial(third_party(apply), weights)
+            parts.append(InverseAutoregressiveTransform(net))
+        parts.append(AffineTransform(self.loc, jnp.exp(self.log_scale)))
+        base = dist.Normal(jnp.zeros_like(self.loc), 1.0).to_event(1)
+        return dist.TransformedDistribution(base, parts)
+
+    def run(self, key, given, args, request=PLAIN):
+        """See `GenerativeFunction.run`; all sites are given, at the same instances, or none."""
+        law: Any = self.law()
+        values, mask = self._read(given, request.where)
+        if (values is None or mask is not None) and request.complete:
+            raise ProgramError(
+                f"no values for the sites of the flow at {site_name(request.where, '')}: assess "
+                "needs every choice"
+            )
+        z = log_q = jnp.zeros(())
+        if values is not None:
+            z = self.layout.position(values)
+            log_q = third_party(law.log_prob)(z)
+        if values is None or mask is not None:
+            drawn, between = third_party(law.sample_with_intermediates)(key)
+            log_drawn = third_party(law.log_prob)(drawn, between)
+            z = drawn if mask is None else jnp.where(mask, z, drawn)
+            log_q = log_drawn if mask is None else jnp.where(mask, log_q, log_drawn)
+        choices, log_volume = self.layout.choices(z)
+        first, *rest = self.layout.sites
+        log_probs: dict[str, Any] = {}
+        for site in (first, *rest):
+            share = log_q - log_volume if site is first else jnp.zeros(())
+            each = jnp.zeros(site.instances).astype(share.dtype)
+            put(log_probs, site.path, each.at[(0,) * len(site.instances)].set(share))
+        reports = None if request.probe is None else {}
+        return Outcome(choices, log_probs, {}, jnp.zeros(()), {}, reports)
+
+    def _read(self, given: Any, where: tuple[str, ...]) -> tuple[Choices | None, Any]:
+        """All values and their mask, or None; an error if only some are given."""
+        if not given:
+            return None, None
+        values: dict[str, Any] = {}
+        masks, missing = [], []
+        for site in self.layout.sites:
+            node: Any = given
+            for name in site.path:
+                node = node.get(name) if isinstance(node, dict) else None
+            if node is None:
+                missing.append("/".join(site.path))
+                continue
+            part: Partial = as_value(node)
+            masks.append(part.mask)
+            put(values, site.path, part.value)
+        unknown = sorted(set(given) - {site.path[0] for site in self.layout.sites})
+        if unknown:
+            raise ProgramError(f"a value was given for {unknown}, which the flow does not draw")
+        same = all(mask is masks[0] for mask in masks)
+        if missing or not same or (masks[0] is not None and jnp.ndim(masks[0])):
+            what = f"{missing} are not given" if missing else "they are given at some instances"
+            raise ProgramError(
+                f"a flow draws all its sites at once, so that it cannot draw some given others "
+                f"({what}): give all or none, or use vi.guides.full_rank, which conditions"
+            )
+        return values, masks[0]
+
+
+def flow(
+    target: Any,
+    *,
+    key: PRNGKeyArray,
+    layers: int = 2,
+    hidden: tuple[int, ...] = (16,),
+    init: Choices | None = None,
+) -> Flow:
+    """Inverse autoregressive flows, in alternating order, over the target's coordinates.
+
+    A generative function with the target's free sites; a density at choices not its own costs d
+    passes a layer. Starts near a standard normal around `init` (choices; else coordinates 0). Each
+    of `hidden` is the width of a layer of the networks (made at least d wide); `key` draws their
+    weights. The log density of the whole is kept at its first site: `project` has no other parts.
+
+    Raises:
+        ProgramError: as of `mean_field`, or when run with only some sites given.
+        ValueError: the target has one coordinate, of which a flow is a normal.
+    """
+    place = layout(as_target(target))
+    if place.size < 2:
+        raise ValueError(
+            "an autoregressive flow of one coordinate is a normal: use vi.guides.mean_field"
+        )
+    widths = tuple(max(width, place.size) for width in hidden)
+
+    def weights(i):
+        make, _ = _network(place.size, widths, i)
+        _, net = third_party(make)(jax.random.fold_in(key, i), (place.size,))
+        # Near the identity: small last layers.
+        return (*net[:-1], jax.tree.map(lambda x: 0.01 * x, net[-1]))
+
+    nets = tuple(jax.tree.map(lambda x: x.astype(float), weights(i)) for i in range(layers))
+    loc = jnp.zeros((place.size,)) if init is None else place.position(init)
+    return Flow(loc, jnp.zeros_like(loc), nets, widths, place)
+
+
+@third_party
+def _network(size: int, hidden: tuple[int, ...], i: int) -> Any:
+    order = np.arange(size) if i % 2 == 0 else np.arange(size)[::-1].copy()
+    return AutoregressiveNN(
+        size, list(hidden), permutation=jnp.asarray(order), nonlinearity=stax.Elu
+    )
