@@ -147,9 +147,17 @@ class StrategyProbe(Probe):
         return strategy.report(key, d, value, log_prob) if self.record else None
 
     def estimated(self, path, d):
-        """Draws inside have to carry their gradients."""
-        if self.record:
-            nested.check_differentiable("/".join((*self.prefix, *path)), d)
+        """Draws inside have to carry their gradients; no strategy applies."""
+        if not self.record:
+            return
+        address = (*self.prefix, *path)
+        name = "/".join(address)
+        if self.plan.find(address, len(self.prefix))[1] is not None:
+            raise ProgramError(
+                f"site {name!r} has an estimated density, whose draws are reparameterized: leave "
+                "it out of the strategies"
+            )
+        nested.check_differentiable(name, d)
 
 
 class EstimatesProbe(Probe):

@@ -96,13 +96,16 @@ class MeasureValued(Strategy):
         inner: Any = plain(d)
         value = jax.lax.stop_gradient(value)
         if isinstance(inner, _FLIPS):
-            probs = jnp.broadcast_to(inner.probs, value.shape)
+            probs = jnp.broadcast_to(_parameter(inner, "probs"), value.shape)
             weights = jnp.where(value == 1, -probs, probs)  # of 1 - value
             return Report(values=_each(value, 1 - value), weights=weights.reshape(-1))
         if isinstance(inner, _CATEGORIES):
-            logits = jnp.broadcast_to(inner.logits, (*value.shape, inner.logits.shape[-1]))
+            logits = _parameter(inner, "logits")
+            logits = jnp.broadcast_to(logits, (*value.shape, logits.shape[-1]))
             logits = jnp.where(jnp.isneginf(logits), 0.0, logits)
-            probs = jnp.broadcast_to(jax.lax.stop_gradient(inner.probs), logits.shape)
+            probs = jnp.broadcast_to(
+                jax.lax.stop_gradient(_parameter(inner, "probs")), logits.shape
+            )
             n = logits.shape[-1]
             values = [_each(value, jnp.full_like(value, j)) for j in range(n)]
             return Report(
@@ -120,6 +123,10 @@ class MeasureValued(Strategy):
             fixed = dist.Gamma(inner.concentration, jax.lax.stop_gradient(inner.rate))
             score = jnp.sum(fixed.log_prob(value))
         return Report(score, jnp.concatenate(values), jnp.concatenate(weights))
+
+
+def _parameter(d: Any, name: str) -> Array:
+    return getattr(d, name)
 
 
 def _each(value: Array, other: Array) -> Array:

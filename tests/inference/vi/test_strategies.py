@@ -87,5 +87,6 @@ def test_a_planted_error_is_rejected(wrong):
     assert z_of({"guide": wrong}, vi.path_elbo, 200_000) > 5
 
 
+@pytest.mark.slow
 def test_the_gradient_without_the_guides_score():
     assert z_of(vi.Enumerate(), vi.path_elbo) < 4
