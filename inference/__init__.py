@@ -11,6 +11,7 @@ from . import samplers as samplers
 from . import search as search
 from . import smoothing as smoothing
 from . import variance as variance
+from . import vi as vi
 from . import weighted as weighted
 from .bounds import BidirectionalResult as BidirectionalResult
 from .bounds import bounds as bounds

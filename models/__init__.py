@@ -3,6 +3,7 @@
 from . import constraints as constraints
 from . import finite as finite
 from . import language as language
+from . import learned as learned
 from . import rewards as rewards
 from .constraints import Automaton as Automaton
 from .constraints import Check as Check

@@ -14,8 +14,8 @@ from .gradient import RandomWalk as RandomWalk
 from .involutive import Involutive as Involutive
 from .kernel import Chain as Chain
 from .kernel import Kernel as Kernel
-from .kernel import Walk as Walk
 from .kernel import Repeat as Repeat
+from .kernel import Walk as Walk
 from .metropolis import Metropolis as Metropolis
 from .metropolis_hastings import MH as MH
 from .multi_try import MultiTry as MultiTry

@@ -1,5 +1,7 @@
 """Programmable variational inference: objectives are programs, gradients a strategy a site."""
 
+from . import guides as guides
+from . import particles as particles
 from .baselines import Baseline as Baseline
 from .baselines import Learned as Learned
 from .baselines import LeaveOneOut as LeaveOneOut
@@ -29,6 +31,9 @@ from .objectives import q_wake as q_wake
 from .objectives import renyi as renyi
 from .objectives import symmetric as symmetric
 from .objectives import vsmc as vsmc
+from .recurrent import stepwise_elbo as stepwise_elbo
+from .recurrent import stepwise_guide as stepwise_guide
+from .recurrent import weighted_elbo as weighted_elbo
 from .strategies import Enumerate as Enumerate
 from .strategies import GumbelStraightThrough as GumbelStraightThrough
 from .strategies import MeasureValued as MeasureValued
