@@ -38,6 +38,7 @@ def test_tilted_is_the_prior_times_the_reward():
         learned.tilted(plain(), reward, 1.0, max_tokens=3)
 
 
+@pytest.mark.slow
 def test_sharpening_is_a_power_of_whole_texts():
     prior, sharp = plain(), inference.exact.enumerate(learned.sharpened(plain(), 0.5))
     log_p = inference.exact.enumerate(prior)
@@ -160,6 +161,7 @@ def reasoned(ctx, theta):
     ctx.sample("answer", dist.Categorical(logits=theta["answer"][thought]))
 
 
+@pytest.mark.slow
 def test_em_climbs_the_likelihood_of_the_answer():
     keys = jax.random.split(jax.random.key(0), 2)
     theta = {
