@@ -1,6 +1,6 @@
 """Inference-time scaling: accuracy against tokens under a noisy process reward.
 
-Three tasks of reasoning-gym, a decoder of half a million weights that writes solutions in lines
+Three tasks of reasoning-gym, decoders of a hundred thousand weights that write solutions in lines
 (`scaling_train.py`), and a verifier of lines that errs at known rates. Particle filters weigh by
 its verdicts as they come; best of n, votes and beams use the very same verdicts. Everything is run
 on the device, a batch of problems times particles in one compiled loop.
@@ -17,8 +17,11 @@ All that is drawn is kept in the cache folder, so that a run that was stopped go
 """
 
 import argparse
+import itertools
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,7 +36,7 @@ from feynkac.inference.annealing import Entropic, HeuristicEntropic
 from feynkac.inference.ledger import metered
 
 BUDGETS = (1, 2, 4, 8, 16, 32)
-ROWS = 1024  # problems x particles that are run at once
+ROWS = 800  # problems x particles that are run at once
 
 
 def filters(n: int) -> dict[str, inference.SMC]:
@@ -57,8 +60,9 @@ def trees(n: int) -> dict[str, search.BeamSearch | search.DVTS]:
 class Runs:
     """Everything that is drawn, each part once: a file for each in the cache folder."""
 
-    def __init__(self, cache: Path, lm, problems: dict[str, list], seed: int):
-        self.cache, self.lm, self.problems, self.seed = cache, lm, problems, seed
+    def __init__(self, cache: Path, problems: dict[str, list], seed: int):
+        self.cache, self.problems, self.seed = cache, problems, seed
+        self.lm: dict[str, Any] = {}  # of each task
         cache.mkdir(parents=True, exist_ok=True)
 
     def get(self, task: str, method: str, n: int) -> dict[str, np.ndarray]:
@@ -72,13 +76,14 @@ class Runs:
             return dict(file)
 
     def _run(self, task: str, method: str, n: int) -> dict[str, np.ndarray]:
-        found, size = self.problems[task], max(1, ROWS // n)
+        found = self.problems[task]
+        size = min(len(found), max(1, ROWS // n))
         parts = []
         for start in range(0, len(found), size):
             batch = found[start : start + size]
             some = batch + [batch[-1]] * (size - len(batch))  # one compiled shape
             target = model.batch_target(self.lm[task], task, some)
-            # Problem i has the same key whatever the batches are; each method has its own.
+            # Methods of n particles share their keys: they differ by what they do.
             key = jax.random.fold_in(jax.random.key(self.seed), start)
             part = self._one(method, n, key, target)
             parts.append({k: v[: len(batch)] for k, v in part.items()})
@@ -115,6 +120,28 @@ def answers(task: str, text: np.ndarray) -> np.ndarray:
     return out
 
 
+def calibrated(runs: Runs, task: str, snapshots: list[Path], held_out: frozenset):
+    """The model whose accuracy on 25 questions that are not the test's is nearest to 35 %.
+
+    Looked for from the end of training backwards, until one is below; chosen once.
+    """
+    chosen = runs.cache / f"{task}-snapshot.txt"
+    if not chosen.exists():
+        rng, accuracy = np.random.default_rng(5), {}
+        prompts = [tasks.random_prompt(task, rng, held_out) for _ in range(25)]
+        asked = [tasks.Problem(task, i, p, tasks.solve(task, p)) for i, p in enumerate(prompts)]
+        true = np.array([tasks.answer_of(task, "".join(p.lines)) for p in asked])
+        for path in reversed(snapshots):
+            target = model.batch_target(training.load(path), task, asked)
+            text = runs._one("independent", max(BUDGETS), jax.random.key(9), target)["text"]
+            accuracy[path.name] = float(np.mean(answers(task, text) == true[:, None]))
+            if accuracy[path.name] < 0.35:
+                break
+        chosen.write_text(min(accuracy, key=lambda name: abs(accuracy[name] - 0.35)))
+        print(f"{task}: accuracy on other questions: {accuracy}; {chosen.read_text()}", flush=True)
+    return training.load(snapshots[0].parent / chosen.read_text())
+
+
 def pick(votes) -> str | None:
     return votes[0].answer if votes else None
 
@@ -136,63 +163,64 @@ def independent(said: np.ndarray, log_w: np.ndarray, n: int, draws: int, rng) ->
     return out
 
 
-def evaluate(runs: Runs, task: str, budgets, right, draws: int = 20) -> dict[str, dict]:
+def any_right(hits: np.ndarray, count: int, n: int) -> np.ndarray:
+    """The chance that n of `count` candidates, `hits` of them right, hold a right one."""
+    return np.array([1 - math.comb(count - int(h), n) / math.comb(count, n) for h in hits])
+
+
+def evaluate(runs: Runs, task: str, methods, budgets, right, draws: int = 20) -> dict[str, dict]:
     """Per method the chance of a right answer [problems, budgets], and the tokens spent."""
     found = runs.get(task, "independent", max(BUDGETS))
     said, log_w = answers(task, found["text"]), found["log_weights"]
-    rng, count = np.random.default_rng(0), len(said)
-    outcome: dict[str, np.ndarray] = {}
-    spent: dict[str, np.ndarray] = {}
+    rng, each = np.random.default_rng(0), found["each"].mean()
+    hits = np.array([sum(right(i, a) for a in row) for i, row in enumerate(said)])
+    columns: dict[str, list] = {}
 
-    def put(name, column, chosen, tokens):
-        outcome.setdefault(name, np.full((count, len(budgets)), np.nan))
-        spent.setdefault(name, np.full(len(budgets), np.nan))
-        outcome[name][:, column] = [
-            np.mean([right(i, a) for a in each]) for i, each in enumerate(chosen)
-        ]
-        spent[name][column] = tokens
+    def chance(chosen):
+        return np.array([np.mean([right(i, a) for a in some]) for i, some in enumerate(chosen)])
 
-    each = found["each"].mean()
-    for column, n in enumerate(budgets):
-        per_problem = [independent(said[i], log_w[i], n, draws, rng) for i in range(count)]
-        for name in per_problem[0]:
-            put(name, column, [x[name] for x in per_problem], n * each)
-        hit = [[any(right(i, a) for a in row[:n])] for i, row in enumerate(said)]
-        outcome.setdefault("oracle", np.full((count, len(budgets)), np.nan))[:, column] = np.ravel(
-            hit
-        )
-        spent.setdefault("oracle", np.full(len(budgets), np.nan))[column] = n * each
-        if n == 1:  # a filter of one particle and a beam of one child are one draw
-            for name in (*filters(1), *trees(1)):
-                put(name, column, [x["best of n"] for x in per_problem], each)
-            continue
-        for name in (*filters(n), *trees(n)):
+    for n in budgets:
+        alone = [independent(*both, n, draws, rng) for both in zip(said, log_w, strict=True)]
+        for name in alone[0]:
+            columns.setdefault(name, []).append((chance([x[name] for x in alone]), n * each))
+        oracle = any_right(hits, said.shape[1], n)
+        columns.setdefault("oracle", []).append((oracle, n * each))
+        for name in methods:
+            if n == 1:  # a filter of one particle and a beam of one child are one draw
+                columns.setdefault(name, []).append(columns["best of n"][-1])
+                continue
             part = runs.get(task, name, n)
-            theirs = answers(task, part["text"])
+            both = zip(answers(task, part["text"]), part["log_weights"], strict=True)
             if name in trees(n):
-                chosen = [
-                    [row[np.argmax(w)]] for row, w in zip(theirs, part["log_weights"], strict=True)
-                ]
+                chosen = [[row[np.argmax(w)]] for row, w in both]
             else:
-                chosen = [
-                    [pick(search.tally(list(row), soft(w)))]
-                    for row, w in zip(theirs, part["log_weights"], strict=True)
-                ]
-            put(name, column, chosen, part["tokens"].mean())
-    return {name: {"right": outcome[name], "tokens": spent[name]} for name in outcome}
+                chosen = [[pick(search.tally(list(row), soft(w)))] for row, w in both]
+            columns.setdefault(name, []).append((chance(chosen), part["tokens"].mean()))
+    return {
+        name: {
+            "right": np.stack([c for c, _ in cells], 1),
+            "tokens": np.array([t for _, t in cells]),
+        }
+        for name, cells in columns.items()
+    }
 
 
 class Scorer:
-    """reasoning-gym's verdict on an answer; asked once for each pair, kept in the cache."""
+    """Is an answer the right one? reasoning-gym is asked once for each pair, kept in the cache.
 
-    def __init__(self, python: str, task: str, size: int, seed: int, cache: Path):
+    Its full score is not enough: for sorted numbers it also goes to lists that are nearly right.
+    """
+
+    def __init__(self, python: str, task: str, problems: list, seed: int, cache: Path):
+        size = len(problems)
+        self.true = [tasks.answer_of(task, "".join(p.lines)) for p in problems]
         self.ask = lambda pairs: tasks.scores(python, task, size, seed, pairs)
         self.path = cache / f"{task}-{size}-{seed}-scores.json"
         self.known = json.loads(self.path.read_text()) if self.path.exists() else {}
 
-    def learn(self, said: np.ndarray) -> None:
+    def learn(self, said: list[np.ndarray]) -> None:
         """Ask about all answers [problems, n] that are not known yet."""
-        pairs = {(i, a) for i, row in enumerate(said) for a in row if a is not None}
+        pairs = {(i, a) for x in said for i, row in enumerate(x) for a in row if a is not None}
         new = sorted((i, a) for i, a in pairs if f"{i}:{a}" not in self.known)
         if new:
             for (i, a), score in zip(new, self.ask(new), strict=True):
@@ -200,17 +228,18 @@ class Scorer:
             self.path.write_text(json.dumps(self.known))
 
     def __call__(self, i: int, answer: str | None) -> float:
-        return 0.0 if answer is None else float(self.known[f"{i}:{answer}"] >= 1.0)
+        return float(answer == self.true[i] and self.known[f"{i}:{answer}"] >= 1.0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gym", default="gym/bin/python", help="a Python that has reasoning-gym")
     parser.add_argument("--cache", type=Path, default=Path("cache/scaling"))
-    parser.add_argument("--minutes", type=float, default=12.0, help="processor time of training")
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS)
     parser.add_argument("--tasks", nargs="+", default=tasks.TASKS, choices=tasks.TASKS)
+    every = (*filters(2), *trees(2))
+    parser.add_argument("--methods", nargs="+", default=every, choices=every)
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--picture", default="benchmarks/scaling.png")
     args = parser.parse_args()
@@ -221,17 +250,18 @@ def main() -> None:
         for task in tasks.TASKS
     }
     held_out = frozenset(p.prompt for some in found.values() for p in some)
-    snapshots = training.snapshots(args.cache / "model", args.minutes, held_out)
-    lm = {t: model.calibrated(t, snapshots, held_out, args.cache) for t in args.tasks}
-    runs, results = Runs(args.cache, lm, found, args.seed), {}
+    runs, results = Runs(args.cache, found, args.seed), {}
     for task in args.tasks:
-        scorer = Scorer(args.gym, task, args.problems, args.seed, args.cache)
-        scorer.learn(answers(task, runs.get(task, "independent", max(BUDGETS))["text"]))
-        for n in args.budgets:
-            for name in (*filters(n), *trees(n)) if n > 1 else ():
-                scorer.learn(answers(task, runs.get(task, name, n)["text"]))
+        snapshots = training.snapshots(args.cache / "model" / task, task, held_out)
+        runs.lm[task] = calibrated(runs, task, snapshots, held_out)
+        written = [runs.get(task, "independent", max(BUDGETS))["text"]]
+        for name, n in itertools.product(args.methods, args.budgets):
+            if n > 1:
+                written.append(runs.get(task, name, n)["text"])
                 print(f"{task}, {name}, N = {n}: done", flush=True)
-        results[task] = evaluate(runs, task, args.budgets, scorer)
+        scorer = Scorer(args.gym, task, found[task], args.seed, args.cache)
+        scorer.learn([answers(task, text) for text in written])
+        results[task] = evaluate(runs, task, args.methods, args.budgets, scorer)
     plot.table(results, args.budgets)
     plot.picture(results, args.budgets, args.picture)
 

@@ -2,13 +2,16 @@
 
 The questions, their answers and the scoring of answers are reasoning-gym's (Open-Thought, Apache
 2.0), run in an environment of its own: `python scaling_tasks.py --serve`. What is ours is how a
-question is written for a model of 26 characters, and the solution in steps that it learns to write.
+question is written for a model of 32 characters, and the solution in steps that it learns to write.
+A question is written as the line before the first one: every line follows from the one before.
 
-    chain_sum        c+007-009+...  0+7=7000 ;7-9=8999 ;   last digit, term, total from its end on
-    number_sorting   s<40123507...  07 12 35 ;40...        three numbers a line
-    count_bits       b0237          0118:1:01;0059...      half of it, its last bit, ones so far
+    count_bits      0237:0:00;  0118:1:01;0059:0:01;0029:1:02;  half, its remainder, ones so far
+    chain_sum       0003g2a   ; 997g2a   ;999 ...
+    number_sorting  31415926a;  13145926b;11345296c;...         eight passes: neighbours in order
 
-Totals are modulo 10000, so that a negative one is its complement.
+chain_sum is 3-6+2-0: the total modulo 1000, so that a negative one is its complement, and the terms
+to come, a digit to be added, a letter to be subtracted (a: 0, ..., j: 9). Numbers are sorted by
+odd-even transposition; the letter counts the passes, a small one ascending, a capital descending.
 """
 
 import json
@@ -20,26 +23,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 WIDTH = 10
-PROMPT = 40
-CHARACTERS = "0123456789+-=;:csb<> "
+CHARACTERS = "0123456789abcdefghijABCDEFGHI: ;"
 EOS = len(CHARACTERS)
 VOCABULARY = EOS + 1
+TERMS = 7  # of a sum
+NUMBERS = 8  # to be sorted
 
 CONFIGS = {
-    "chain_sum": {"min_terms": 5, "max_terms": 6, "min_digits": 1, "max_digits": 1},
+    "count_bits": {"min_n": 100, "max_n": 999},
+    "chain_sum": {"min_terms": TERMS, "max_terms": TERMS, "min_digits": 1, "max_digits": 1},
     "number_sorting": {
-        "min_numbers": 9,
-        "max_numbers": 9,
+        "min_numbers": 8,
+        "max_numbers": 8,
         "min_decimals": 0,
         "max_decimals": 0,
         "min_value": 0,
-        "max_value": 99,
+        "max_value": 9,
     },
-    "count_bits": {"min_n": 100, "max_n": 999},
 }
 TASKS = tuple(CONFIGS)
-# Steps, the end of the text included; more than a right solution takes.
-STEPS = {"chain_sum": 7, "number_sorting": 7, "count_bits": 12}
+STEPS = 11  # the end of the text included: what the longest right solution takes
 
 
 class Problem(NamedTuple):
@@ -54,33 +57,41 @@ class Problem(NamedTuple):
 def prompt_of(task: str, entry: dict[str, Any]) -> str:
     """The question of a reasoning-gym entry, as the model reads it."""
     meta = entry["metadata"]
-    if task == "chain_sum":
-        words = ("+ " + meta["expression"]).split()
-        pairs = zip(words[::2], words[1::2], strict=True)
-        return "c" + "".join(f"{sign}{int(term):03d}" for sign, term in pairs)
+    if task == "count_bits":
+        return f"{meta['number']:04d}:0:00;"
     if task == "number_sorting":
-        numbers = [f"{int(float(x)):02d}" for x in meta["original_numbers"]]
-        return "s" + ("<" if meta["direction"] == "ascending" else ">") + "".join(numbers)
-    return f"b{meta['number']:04d}"
+        first = "a" if meta["direction"] == "ascending" else "A"
+        return "".join(f"{int(float(x))}" for x in meta["original_numbers"]) + first + ";"
+    words = ("+ " + meta["expression"]).split()
+    pairs = zip(words[::2], words[1::2], strict=True)
+    return _chain([int(term) + 10 * (sign == "-") for sign, term in pairs])
 
 
-def solve(prompt: str) -> tuple[str, ...]:
+def _chain(terms: Any) -> str:
+    return f"{terms[0]:03d}" + "".join(CHARACTERS[x] for x in terms[1:]) + ";"
+
+
+def solve(task: str, prompt: str) -> tuple[str, ...]:
     """The lines of the right solution."""
-    kind, body = prompt[0], prompt[1:]
-    if kind == "c":
-        total, lines = 0, []
-        for term in (body[i : i + 4] for i in range(0, len(body), 4)):
-            last, total = total % 10, (total + int(term)) % 10000
-            lines.append(f"{last}{term[0]}{term[-1]}={f'{total:04d}'[::-1]} ;")
-        return tuple(lines)
-    if kind == "s":
-        numbers = sorted((body[i : i + 2] for i in range(1, len(body), 2)), reverse=body[0] == ">")
-        return tuple(" ".join(numbers[i : i + 3]) + " ;" for i in range(0, len(numbers), 3))
-    number, ones, lines = int(body), 0, []
-    while number:
-        number, bit = divmod(number, 2)
-        ones += bit
-        lines.append(f"{number:04d}:{bit}:{ones:02d};")
+    lines = []
+    if task == "count_bits":
+        number, ones = int(prompt[:4]), 0
+        while number:
+            number, bit = divmod(number, 2)
+            ones += bit
+            lines.append(f"{number:04d}:{bit}:{ones:02d};")
+    elif task == "chain_sum":
+        total, rest = int(prompt[:3]), prompt[3:9].strip()
+        while rest:
+            term = CHARACTERS.index(rest[0])
+            total, rest = (total + (term if term < 10 else 10 - term)) % 1000, rest[1:]
+            lines.append(f"{total:03d}{rest:6};")
+    else:
+        numbers, first = list(prompt[:NUMBERS]), prompt[NUMBERS]
+        for done in range(NUMBERS):
+            for i in range(done % 2, NUMBERS - 1, 2):
+                numbers[i : i + 2] = sorted(numbers[i : i + 2], reverse=first == "A")
+            lines.append("".join(numbers) + chr(ord(first) + done + 1) + ";")
     return tuple(lines)
 
 
@@ -89,16 +100,13 @@ def answer_of(task: str, text: str) -> str | None:
     lines = [text[i : i + WIDTH] for i in range(0, len(text), WIDTH)]
     if not lines or any(len(x) != WIDTH or x[-1] != ";" for x in lines):
         return None
-    try:
-        if task == "chain_sum":
-            total = int(lines[-1][4:8][::-1])
-            return str(total - 10000 if total > 5000 else total)
-        if task == "number_sorting":
-            numbers = "".join(line[:9] for line in lines).split(" ")
-            return str([f"{int(number)}.0" for number in numbers[:-1]])
-        return str(int(lines[-1][7:9]))
-    except ValueError:
+    field = {"count_bits": slice(7, 9), "chain_sum": slice(3), "number_sorting": slice(NUMBERS)}
+    said = lines[-1][field[task]]
+    if not said.isdigit():
         return None
+    if task == "number_sorting":
+        return str([f"{x}.0" for x in said])
+    return str(int(said) - 1000 if task == "chain_sum" and int(said) >= 500 else int(said))
 
 
 def encode(text: str) -> list[int]:
@@ -115,21 +123,16 @@ def decode(tokens: Any) -> tuple[str, bool]:
     return "".join(out), False
 
 
-def random_prompt(
-    task: str, rng: np.random.Generator, held_out: frozenset[str], hard: bool = False
-) -> str:
-    """A question like the test's (or, unless `hard`, easier), and none of them."""
+def random_prompt(task: str, rng: np.random.Generator, held_out: frozenset[str]) -> str:
+    """A question like the test's, by the laws of reasoning-gym, and none of them."""
     while True:
-        if task == "chain_sum":
-            signs = ["+", *rng.choice(["+", "-"], rng.integers(4 if hard else 2, 6))]
-            prompt = "c" + "".join(f"{s}{rng.integers(0, 10):03d}" for s in signs)
-        elif task == "number_sorting":
-            numbers = "".join(
-                f"{x:02d}" for x in rng.integers(0, 100, 9 if hard else 3 * rng.integers(2, 5))
-            )
-            prompt = "s" + str(rng.choice(["<", ">"])) + numbers
+        if task == "count_bits":
+            prompt = f"{rng.integers(100, 1000):04d}:0:00;"
+        elif task == "chain_sum":
+            prompt = _chain([rng.integers(10), *rng.integers(0, 20, TERMS - 1)])
         else:
-            prompt = f"b{rng.integers(100 if hard else 10, 1000):04d}"
+            digits = "".join(str(x) for x in rng.integers(0, 10, NUMBERS))
+            prompt = digits + str(rng.choice(["a", "A"])) + ";"
         if prompt not in held_out:
             return prompt
 
@@ -141,11 +144,11 @@ def problems(python: str, task: str, size: int, seed: int, cache: Path) -> list[
         cache.mkdir(parents=True, exist_ok=True)
         entries = _ask(python, {"task": task, "size": size, "seed": seed})["entries"]
         for entry in entries:
-            lines = solve(prompt_of(task, entry))
+            lines = solve(task, prompt_of(task, entry))
             assert answer_of(task, "".join(lines)) == entry["answer"], entry
         path.write_text(json.dumps([prompt_of(task, e) for e in entries]))
     prompts = json.loads(path.read_text())
-    return [Problem(task, i, p, solve(p)) for i, p in enumerate(prompts)]
+    return [Problem(task, i, p, solve(task, p)) for i, p in enumerate(prompts)]
 
 
 def scores(python: str, task: str, size: int, seed: int, answers: list) -> list[float]:

@@ -1,10 +1,11 @@
-"""Trains the small decoder that `scaling.py` asks: three layers of width 128, 26 characters.
+"""Trains the small decoders that `scaling.py` asks: three layers of width 64, 32 characters.
 
-One model for the three tasks, from nothing, on solutions of random questions; none of the test's is
-among them. It is stopped long before it is good, so that its answers are right now and then.
+One for each task, from nothing, on solutions of random questions; none of the test's is among them.
+Training stops long before they are good, so that their answers are right now and then.
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import equinox as eqx
@@ -18,14 +19,18 @@ from jax.random import key
 from feynkac.models.language import Llama, random_llama
 from feynkac.models.language.cache import attend
 
-SIZES = {"layers": 3, "d": 128, "heads": 4, "kv_heads": 2, "context": 256}
+SIZES = {"layers": 3, "d": 64, "heads": 4, "kv_heads": 2, "context": 256}
+ROPE_BASE = 500.0  # texts are short
+STEPS, BATCH, EVERY = 500, 32, 15  # at most so many steps; a snapshot every so many
+ENOUGH = 1.4  # nats a solution: more than every third answer is right
+LINES = {"count_bits": 10, "chain_sum": 6, "number_sorting": 8}  # at most, of a right solution
 
 
 def empty_model() -> Llama:
     """Random weights, small at the head."""
-    return random_llama(
-        key(0), tasks.VOCABULARY, eos=tasks.EOS, scale=0.1 / SIZES["d"] ** 0.5, **SIZES
-    )
+    scale = 0.1 / SIZES["d"] ** 0.5
+    lm = random_llama(key(0), tasks.VOCABULARY, eos=tasks.EOS, scale=scale, **SIZES)
+    return replace(lm, config=replace(lm.config, rope_base=ROPE_BASE))
 
 
 def logits(lm: Llama, tokens: jax.Array) -> jax.Array:
@@ -48,37 +53,36 @@ def loss(lm: Llama, tokens: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.sum(each * weights) / jnp.sum(weights)
 
 
-def batch(task: str, size: int, rng: np.random.Generator, held_out: frozenset):
-    """Texts [size, T] of one task, and what of them counts."""
-    prompts = [tasks.random_prompt(task, rng, held_out) for _ in range(size)]
-    texts = [tasks.encode(p + "".join(tasks.solve(p))) for p in prompts]
-    longest = {"chain_sum": 86, "number_sorting": 67, "count_bits": 106}[task]
-    tokens = np.full((size, longest + 1), tasks.EOS, np.int32)
-    weights = np.zeros((size, longest), np.float32)
-    for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        tokens[i, : len(text)] = text
-        weights[i, len(prompt) - 1 : len(text)] = 1  # the end of the text counts
+def batch(task: str, rng: np.random.Generator, held_out: frozenset):
+    """Texts [size, T] of one task, and what of them counts: the solution and the end."""
+    longest = (LINES[task] + 1) * tasks.WIDTH
+    tokens = np.full((BATCH, longest + 1), tasks.EOS, np.int32)
+    weights = np.zeros((BATCH, longest), np.float32)
+    for row in range(BATCH):
+        prompt = tasks.random_prompt(task, rng, held_out)
+        text = tasks.encode(prompt + "".join(tasks.solve(task, prompt)))
+        tokens[row, : len(text)] = text
+        weights[row, tasks.WIDTH - 1 : len(text)] = 1
     return tokens, weights
 
 
-def snapshots(folder: Path, minutes: float, held_out: frozenset) -> list[Path]:
-    """The states of the model along its training, which is done if there are none."""
+def snapshots(folder: Path, task: str, held_out: frozenset) -> list[Path]:
+    """The states of the model along its training, which is done or gone on with if need be."""
     if not (folder / "done").exists():
-        train(folder, minutes, held_out)
+        train(folder, task, held_out)
         (folder / "done").touch()
     return sorted(folder.glob("*.eqx"))
 
 
-def train(folder: Path, minutes: float, held_out: frozenset, size: int = 24) -> None:
-    """Train for so many minutes of processor time, and save every half minute.
+def train(folder: Path, task: str, held_out: frozenset) -> None:
+    """Train until the mean loss of the last batches is below `ENOUGH`.
 
-    Matrices of the layers by Muon (Jordan et al. 2024), the rest by Adam; the rate falls to a
-    twentieth along the time. After a third of it count_bits is known well enough and left out. Goes
-    on from the last snapshot that there is, with fresh moments.
+    Matrices of the layers by Muon (Jordan et al. 2024), the rest by Adam; the rate falls linearly.
+    Goes on from the last snapshot that there is, with fresh moments.
     """
-    lm, before = empty_model(), 0.0
+    lm, before = empty_model(), 0
     for path in sorted(folder.glob("*.eqx"))[-1:]:
-        lm, before = load(path), float(path.stem.removeprefix("minute-"))
+        lm, before = load(path), int(path.stem.removeprefix("step-"))
     labels = jax.tree.map(lambda x: "rest", eqx.filter(lm, eqx.is_array))
     labels = eqx.tree_at(
         lambda m: m.layers,
@@ -109,24 +113,19 @@ def train(folder: Path, minutes: float, held_out: frozenset, size: int = 24) -> 
         updates = jax.tree.map(lambda x: -rate * x, updates)
         return eqx.apply_updates(lm, updates), state, value
 
-    state, rng = (
-        optimizer.init(eqx.filter(lm, eqx.is_array)),
-        np.random.default_rng(int(100 * before) + 1),
-    )
-    seen = {task: [] for task in tasks.TASKS}
-    start, shown, i, spent = time.process_time(), before, 0, before
-    while spent < minutes:
-        now = tasks.TASKS if spent < minutes / 3 else tasks.TASKS[:2]
-        task = now[i % len(now)]
-        rate = jnp.asarray(min(1.0, (i + 1) / 50) * max(0.05, 1 - spent / minutes))
-        lm, state, value = step(lm, state, rate, *batch(task, size, rng, held_out))
-        seen[task].append(float(value))
-        i, spent = i + 1, before + (time.process_time() - start) / 60
-        if spent > shown + 0.5 or spent >= minutes:
-            shown = spent
-            means = "  ".join(f"{t} {np.mean(v[-20:]):.3f}" for t, v in seen.items() if v)
-            print(f"step {i}, {spent:.1f} CPU-min, nats a character: {means}", flush=True)
-            save(folder / f"minute-{spent:05.2f}.eqx", lm)
+    state = optimizer.init(eqx.filter(lm, eqx.is_array))
+    rng, values, start = np.random.default_rng(before + 1), [], time.process_time()
+    for i in range(before + 1, STEPS + 1):
+        rate = jnp.asarray(min(1.0, (i - before) / 50, 1.05 - i / STEPS))
+        tokens, weights = batch(task, rng, held_out)
+        lm, state, value = step(lm, state, rate, tokens, weights)
+        values.append(float(value) * weights.sum() / BATCH)
+        if i % EVERY == 0:
+            mean, spent = np.mean(values[-EVERY:]), (time.process_time() - start) / 60
+            print(f"{task}: step {i}, {mean:.2f} nats a solution, {spent:.2f} CPU-min", flush=True)
+            save(folder / f"step-{i:04d}.eqx", lm)
+            if mean < ENOUGH:
+                return
 
 
 def save(path: Path, lm: Llama) -> None:
