@@ -11,7 +11,7 @@ from feynkac.inference.chains import MCMC
 from feynkac.inference.samplers.traces import draw
 from feynkac.ppl import dist
 
-KEY = jax.random.key(5)
+KEY = jax.random.key(6)  # by which some move of each kernel is accepted
 MOVES = 2
 
 
