@@ -89,6 +89,7 @@ from .language import texts as texts
 from .language import token_table as token_table
 from .language import told_by as told_by
 from .language import with_prefix as with_prefix
+from .learned import tilted as tilted
 from .rewards import DeviceReward as DeviceReward
 from .rewards import Judge as Judge
 from .rewards import Perplexity as Perplexity
