@@ -110,13 +110,15 @@ class MeasureValued(Strategy):
             values = [_each(value, jnp.full_like(value, j)) for j in range(n)]
             return Report(
                 values=jnp.concatenate(values),
-                weights=jnp.moveaxis(logits * probs, -1, 0).reshape(-1),
+                weights=jnp.moveaxis(probs * _one_at(logits), -1, 0).reshape(-1),
             )
         pairs = _PAIRS[type(inner)](inner, salted(key, 2), value.shape)
         pairs = [
             Pair(p.parameter, *jax.lax.stop_gradient((p.factor, p.plus, p.minus))) for p in pairs
         ]
-        weights = [sign * (p.factor * p.parameter).reshape(-1) for p in pairs for sign in (1, -1)]
+        weights = [
+            sign * (p.factor * _one_at(p.parameter)).reshape(-1) for p in pairs for sign in (1, -1)
+        ]
         values = [_each(value, x) for p in pairs for x in (p.plus, p.minus)]
         score = None
         if isinstance(inner, dist.Gamma):
@@ -127,6 +129,11 @@ class MeasureValued(Strategy):
 
 def _parameter(d: Any, name: str) -> Array:
     return getattr(d, name)
+
+
+def _one_at(parameter: Array) -> Array:
+    """1 with the gradient of the parameter: a weight is zero only for what is impossible."""
+    return 1 + parameter - jax.lax.stop_gradient(parameter)
 
 
 def _each(value: Array, other: Array) -> Array:

@@ -10,7 +10,7 @@ from feynkac.inference import vi
 from feynkac.ppl import dist
 
 PARAMS = {
-    "loc": jnp.array([0.4, -0.3]),
+    "loc": jnp.array([0.4, 0.0]),  # a zero is no sign of what is impossible
     "scale": jnp.array([0.7, 1.2]),
     "rate": jnp.array(1.5),
     "concentration": jnp.array(2.5),
