@@ -1,5 +1,6 @@
-"""Models: exact finite and Gaussian ones, language models, constraints and rewards on texts."""
+"""Models: exact finite and Gaussian ones, language models, constraints and rewards, networks."""
 
+from . import amortized as amortized
 from . import constraints as constraints
 from . import finite as finite
 from . import language as language
