@@ -7,11 +7,13 @@ a light and on a dark page.
 import html
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ...inference.particles import Particles
 from .protocol import LanguageModel
-from .reading import PerToken, Reading, per_token, texts
+from .reading import PerToken, Reading, heaviest, per_token
 
 # Blue for more, orange for less; lines of grey and blue: each 3:1 or more on white and on black.
 MORE, LESS, LINE, FAINT = "59,130,196", "217,130,43", "#3b82c4", "#858b94"
@@ -21,8 +23,8 @@ _MOST_EDGES = 20_000
 class Shown:
     """What `show` returns: a page for the notebook (`_repr_html_`), and its content.
 
-    `readings` are the texts; `tokens` the arrays of the heat map, None without a model; `html`
-    the page, to write into a file.
+    `readings` are the texts; `tokens` the arrays of the heat map, a row for each text shown (None
+    without a model); `html` the page, to write into a file.
     """
 
     def __init__(self, readings: list[Reading], tokens: PerToken | None, page: str):
@@ -62,16 +64,16 @@ def show(
     """
     if particles.log_weights.ndim != 1:
         raise ValueError("this is a batch of runs: pick one, jax.tree.map(lambda x: x[0], runs)")
-    readings = texts(lm, particles, site)
-    tokens = None if model is None else per_token(model, particles, site)
-    values = None
-    if tokens is not None:
+    found = heaviest(lm, particles, site)
+    readings, who = [reading for reading, _ in found], [i for _, i in found]
+    count = min(max(top, 0), len(readings))
+    tokens, values = None, None
+    if model is not None and count:
+        tokens = _per_token(model, particles, who[:count], min(top, len(particles.lengths)), site)
         log_probs = tokens.log_draws if tokens.log_probs is None else tokens.log_probs
         values = np.asarray(log_probs if probabilities else tokens.log_weights, float)
     parts = [_head(particles), _legend(values, probabilities)]
-    parts += [
-        _text(lm, particles, reading, values, tokens, site) for reading in readings[: max(top, 0)]
-    ]
+    parts += [_text(lm, readings[i], i, values, tokens) for i in range(count)]
     if len(readings) > top:
         parts.append(f'<p style="{_SMALL}">and {len(readings) - top} other texts</p>')
     parts.append(genealogy(particles))
@@ -110,13 +112,19 @@ def _limit(values: np.ndarray) -> float:
     return float(np.quantile(sizes, 0.95)) if sizes.size else 1.0
 
 
+def _per_token(model: Any, particles: Particles, who: list[int], rows: int, site: str) -> PerToken:
+    """What each token of these particles did; computed in `rows` rows, so that it compiles once."""
+    filled = np.array([*who, *[who[0]] * (rows - len(who))])
+    shown = particles.take(jnp.asarray(filled), particles.log_weights[filled])
+    return jax.tree.map(lambda x: x[: len(who)], per_token(model, shown, site))
+
+
 def _text(
     lm: LanguageModel,
-    particles: Particles,
     reading: Reading,
+    i: int,
     values: np.ndarray | None,
     tokens: PerToken | None,
-    site: str,
 ) -> str:
     percent = 100 * reading.probability
     bar = (
@@ -129,22 +137,9 @@ def _text(
     label = f'<span style="{_SMALL}">{percent:.1f}%{bar}{count}{open_}</span>'
     body = html.escape(reading.text)
     if values is not None and tokens is not None:
-        body = _heat(lm, _heaviest(lm, particles, reading, site), values, tokens)
+        body = _heat(lm, i, values, tokens)
     style = "white-space:pre-wrap;margin:0 0 .7em"
     return f'<div>{label}<div style="{style}">{body}</div></div>'
-
-
-def _heaviest(lm: LanguageModel, particles: Particles, reading: Reading, site: str) -> int:
-    """The particle of largest weight among those that wrote this text."""
-    assert lm.tokenizer is not None
-    rows, lengths = np.asarray(particles.choices[site]), np.asarray(particles.lengths)
-    for i in np.argsort(-np.nan_to_num(np.asarray(particles.log_weights), nan=-np.inf)):
-        ids = [int(t) for t in rows[i, : lengths[i]]]
-        finished = bool(ids) and ids[-1] == lm.eos
-        text = lm.tokenizer.decode(ids[:-1] if finished else ids)
-        if (text, finished) == (reading.text, reading.finished):
-            return int(i)
-    raise AssertionError("a reading is of some particle")
 
 
 def _heat(lm: LanguageModel, i: int, values: np.ndarray, tokens: PerToken) -> str:

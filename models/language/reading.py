@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ...inference.particles import Particles
 from ...ppl.compiled import compiled
+from ...ppl.distributions import Token
 from ...ppl.feynman_kac import FeynmanKac, Retained
 from ...ppl.partial import Choices, as_given
 from ...ppl.proposal import Proposal
@@ -33,23 +34,32 @@ def texts(lm: LanguageModel, particles: Particles, site: str = "token") -> list[
     Probabilities are the normalized weights: a self-normalized (consistent) estimate. Texts of
     weight zero are left out; a dead population gives an empty list.
     """
+    return [reading for reading, _ in heaviest(lm, particles, site)]
+
+
+def heaviest(
+    lm: LanguageModel, particles: Particles, site: str = "token"
+) -> list[tuple[Reading, int]]:
+    """`texts`, each with the number of its heaviest particle."""
     if lm.tokenizer is None:
         raise ValueError("this model has no tokenizer: read particles.choices instead")
     log_weights = np.asarray(particles.log_weights, np.float64)
     if not np.isfinite(log_weights).any():
         return []
     weights = np.exp(log_weights - log_weights.max())
-    merged: dict[tuple[str, bool], list[float]] = {}
+    weights /= weights.sum()
+    merged: dict[tuple[str, bool], list[int]] = {}
     rows, lengths = np.asarray(particles.choices[site]), np.asarray(particles.lengths)
-    for row, length, weight in zip(rows, lengths, weights / weights.sum(), strict=True):
-        ids = [int(i) for i in row[:length]]
+    for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        ids = [int(token) for token in row[:length]]
         finished = bool(ids) and ids[-1] == lm.eos
         text = lm.tokenizer.decode(ids[:-1] if finished else ids)
-        merged.setdefault((text, finished), []).append(float(weight))
-    readings = [
-        Reading(text, sum(ws), len(ws), done) for (text, done), ws in merged.items() if sum(ws) > 0
-    ]
-    return sorted(readings, key=lambda r: -r.probability)
+        merged.setdefault((text, finished), []).append(i)
+    found = []
+    for (text, done), who in merged.items():
+        reading = Reading(text, float(weights[who].sum()), len(who), done)
+        found.append((reading, max(who, key=lambda i: weights[i])))
+    return sorted((f for f in found if f[0].probability > 0), key=lambda f: -f[0].probability)
 
 
 class PerToken(eqx.Module):
@@ -99,25 +109,37 @@ def _per_token(
     # Everything is given: the key is for densities that are estimated.
     key, here = jax.random.key(0), jnp.ones((), bool)
 
-    def one(choices):
-        kept, kept_later = kernel.split(choices)
-        moved = kernel.init(key, fixed, Retained(kept, here))
+    kept, kept_later = jax.vmap(kernel.split)(choices)
+    moved = jax.vmap(
+        lambda kept: kernel.init(key, fixed, Retained(kept, here)), axis_size=lengths.shape[0]
+    )(kept)
 
-        def step(state, inputs):
-            t, row, given = inputs
-            moved = kernel.step(jax.random.fold_in(key, t), given, state, t, Retained(row, here))
-            return moved.state, (moved.log_potential, moved.log_probs[site])
+    def one(state, row, t, given):
+        own = None  # the language model's own log probability
+        if isinstance(target.model, Generation):
+            own = Token(state.logits).log_prob(row[site].value)
+        moved = kernel.step(jax.random.fold_in(key, t), given, state, t, Retained(row, here))
+        return moved.state, (moved.log_potential, moved.log_probs[site], own)
 
-        steps = jnp.arange(kernel.model.length, dtype=jnp.int32)
-        inputs = (steps, kept_later, fixed_later)
-        state, (log_weights, log_draws) = jax.lax.scan(step, moved.state, inputs)
-        return moved.log_potential, log_weights, kernel.end(state), log_draws
+    def step(state, inputs):
+        t, rows, given = inputs
 
-    first, log_weights, last, log_draws = jax.vmap(one)(choices)
+        def write(state):
+            return jax.vmap(one, (0, 0, None, None))(state, rows, t, given)
+
+        def rest(state):
+            return state, jax.tree.map(jnp.zeros_like, jax.eval_shape(write, state)[1])
+
+        # Most texts are shorter than they may be: nothing is computed after the longest.
+        return jax.lax.cond(t < jnp.max(lengths), write, rest, state)
+
+    steps = jnp.arange(kernel.model.length, dtype=jnp.int32)
+    rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), kept_later)
+    state, each = jax.lax.scan(step, moved.state, (steps, rows, fixed_later))
+    log_weights, log_draws, log_probs = jax.tree.map(lambda x: x.T, each)
+    first, last = moved.log_potential, jax.vmap(kernel.end)(state)
     ids = choices[site]
     written = jnp.arange(ids.shape[1], dtype=lengths.dtype)[None] < lengths[:, None]
-    log_probs, model = None, target.model
-    if isinstance(model, Generation):
-        log_probs = jax.vmap(lambda row: model.lm.log_probs(model.bound[1], row))(ids)
+    if log_probs is not None:
         log_probs = jnp.where(written, log_probs, 0.0)
     return PerToken(ids, written, log_weights, first, last, log_draws, log_probs)
