@@ -13,23 +13,15 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import gammaincc
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Float, Int, PRNGKeyArray, PyTree
 
 from ...ppl.code import Code
-from ...ppl.compiled import compiled
-from ...ppl.errors import ProgramError
-from ...ppl.generative import Request
 from ...ppl.partial import Choices
-from ...ppl.program import as_program
-from ...ppl.target import Target
-from ..particles import Particles
-from ..resampling import Systematic
+from .simulation import Simulated, rank, simulate
+from .uniformity import chi_squared, gamma_test
 
 LOG_DENSITY = "log density"
-_PURE = Request(weightless=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +31,8 @@ class Calibration:
     - `ranks[name]` [runs], from 0 to `draws`: how many draws lie below the truth (ties are broken
       at random, so that discrete quantities have uniform ranks too). Under "log density" it is how
       many are less probable.
-    - `failed`: runs without a usable posterior (dead or NaN); they are in no rank.
+    - `failed`: runs without a usable posterior (dead, or draws that are not finite); they are in
+      no rank.
     """
 
     ranks: Mapping[str, Int[np.ndarray, "runs"]]
@@ -48,7 +41,11 @@ class Calibration:
 
     def p_values(self, bins: int = 20) -> dict[str, float]:
         """P-value of uniformity for each quantity: chi-squared over about equal bins of ranks."""
-        return {name: _chi_squared(ranks, self.draws, bins) for name, ranks in self.ranks.items()}
+        return {name: chi_squared(ranks, self.draws, bins) for name, ranks in self.ranks.items()}
+
+    def gamma(self) -> dict[str, float]:
+        """P-values of the gamma test, which sees small shifts and tails that bins do not."""
+        return {name: gamma_test(ranks, self.draws) for name, ranks in self.ranks.items()}
 
     @property
     def p_value(self) -> float:
@@ -119,7 +116,8 @@ def sbc(
             the law simulated from, and is an error.
         algorithm: an `Algorithm`, from whose population `draws` are resampled by weight (so a
             population whose effective size is not well above `draws` is seen as miscalibrated, as
-            it should be); or any function (key, target) -> choices with a leading axis of draws,
+            it should be); a network with `sample(key, data, draws)`; or any function (key, target)
+            -> choices with a leading axis of draws,
             whose number counts instead of `draws`. Thin a Markov chain: its draws should be near
             independent.
         observed: top-level site names that become data.
@@ -133,99 +131,53 @@ def sbc(
     Returns:
         The ranks with `p_values`, `coverage`, `report`, `check` and `plot`.
     """
-    model = as_program(program)
-    if not isinstance(algorithm, eqx.Module):
-        algorithm = Code(algorithm)
-    parts, failed = [], []
-    for start in range(0, runs, batch):
-        keys = jax.random.split(jax.random.fold_in(key, start), min(batch, runs))
-        f = None if functions is None else Code(functions)
-        one = _Simulation(model, algorithm, tuple(observed), args, draws, f)
-        ranks, ok = _vmapped(one, keys)
-        count = min(batch, runs - start)
-        parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], ranks))
-        failed.append(~np.asarray(ok)[:count])
-    bad = np.concatenate(failed)
-    ranks = jax.tree.map(lambda *xs: np.concatenate(xs)[~bad], *parts)
-    number = int(np.asarray(ranks.pop("draws")).max(initial=0))
+    f = None if functions is None else Code(functions)
+    taken, number, failed = simulate(
+        key,
+        program,
+        algorithm,
+        tuple(observed),
+        runs,
+        {"ranks": Ranks(f)},
+        args=args,
+        draws=draws,
+        batch=batch,
+    )
+    return calibration(taken["ranks"], number, failed)
+
+
+class Ranks(eqx.Module):
+    """The statistic of `sbc`: ranks of the test quantities and of the log density."""
+
+    functions: Code | None
+
+    def __call__(self, key: PRNGKeyArray, simulated: Simulated) -> PyTree:
+        """Of each scalar of each quantity, and of the log density."""
+        key_density, key_values = jax.random.split(key)
+        values, f = simulated.both, self.functions
+        if f is not None:
+            values = jax.vmap(lambda c: f({**c, **simulated.data}))(simulated.both)
+        leaves, structure = jax.tree.flatten(values)
+        keys = jax.random.split(key_values, max(len(leaves), 1))
+        ranked = [rank(k, x) for k, x in zip(keys, leaves, strict=False)]
+        return {
+            "functions": jax.tree.unflatten(structure, ranked),
+            "density": rank(key_density, simulated.log_density),
+        }
+
+
+def calibration(ranks: PyTree, draws: int, failed: int) -> Calibration:
+    """The `Calibration` of what `Ranks` gave, with a name for each scalar."""
     named = {}
     for name, values in _named(ranks["functions"]):
-        flat = values.reshape(len(values), -1)
+        flat = values.reshape(len(values), math.prod(values.shape[1:]))
         named.update(
             {
                 name if flat.shape[1] == 1 else f"{name}[{i}]": column
                 for i, column in enumerate(flat.T)
             }
         )
-    return Calibration({**named, LOG_DENSITY: ranks["density"]}, number, int(bad.sum()))
-
-
-class _Simulation(eqx.Module):
-    program: Any
-    algorithm: Any
-    observed: tuple[str, ...] = eqx.field(static=True)
-    args: tuple
-    draws: int = eqx.field(static=True)
-    functions: Code | None
-
-    def __call__(self, key):
-        key_truth, key_run, key_pick, key_ties = jax.random.split(key, 4)
-        truth = self.program.run(key_truth, {}, self.args, _PURE).choices
-        missing = [name for name in self.observed if name not in truth]
-        if missing or len(self.observed) == len(truth) or not self.observed:
-            raise ProgramError(
-                f"observed={list(self.observed)} must name some, not all, of the program's sites "
-                f"{sorted(truth)}"
-            )
-        data = {name: truth[name] for name in self.observed}
-        target = Target(self.program, self.args, data)
-        if hasattr(self.algorithm, "run"):
-            particles: Particles = self.algorithm.run(key_run, target)
-            ok = jnp.isfinite(particles.log_evidence)
-            # More draws than particles: the weights are repeated, which keeps them proper.
-            times = -(-self.draws // particles.log_weights.shape[0])
-            log_w = jnp.tile(particles.log_weights, times)
-            key_pick, key_order = jax.random.split(key_pick)
-            index = Systematic().ancestors(key_pick, log_w) % particles.log_weights.shape[0]
-            index = jax.random.permutation(key_order, index)[: self.draws]
-            posterior = jax.tree.map(lambda x: x[index], particles.choices)
-        else:
-            posterior, ok = self.algorithm(key_run, target), jnp.ones((), bool)
-        free = {n: x for n, x in posterior.items() if n not in self.observed}
-        both = jax.tree.map(
-            lambda x, xs: jnp.concatenate([x[None], xs.astype(x.dtype)]), _free(truth, data), free
-        )
-        log_density = jax.vmap(target.log_density)(both)
-        values, f = both, self.functions
-        if f is not None:
-            values = jax.vmap(lambda c: f({**c, **data}))(both)
-        key_density, key_values = jax.random.split(key_ties)
-        leaves, structure = jax.tree.flatten(values)
-        keys = jax.random.split(key_values, max(len(leaves), 1))
-        ranked = [_rank(k, x) for k, x in zip(keys, leaves, strict=False)]
-        number = jnp.int32(log_density.shape[0] - 1)
-        return {
-            "functions": jax.tree.unflatten(structure, ranked),
-            "density": _rank(key_density, log_density),
-            "draws": number,
-        }, ok
-
-
-@compiled
-def _vmapped(one, keys):
-    return jax.vmap(one)(keys)
-
-
-def _free(truth: Choices, data: Choices) -> Choices:
-    return {name: node for name, node in truth.items() if name not in data}
-
-
-def _rank(key: PRNGKeyArray, values: Array) -> Int[Array, "..."]:
-    """Rank of row 0 among the others, ties broken at random."""
-    truth, draws = values[:1], values[1:]
-    below = jnp.sum(draws < truth, axis=0)
-    ties = jnp.sum(draws == truth, axis=0)
-    return (below + jax.random.randint(key, ties.shape, 0, ties + 1)).astype(jnp.int32)
+    return Calibration({**named, LOG_DENSITY: ranks["density"]}, draws, failed)
 
 
 def _named(tree: Any, prefix: str = ""):
@@ -236,14 +188,3 @@ def _named(tree: Any, prefix: str = ""):
         for i, leaf in enumerate(jax.tree.leaves(tree)):
             whole = len(jax.tree.leaves(tree)) == 1
             yield (prefix[:-1] or "f") if whole else f"{prefix}{i}", leaf
-
-
-def _chi_squared(ranks: np.ndarray, draws: int, bins: int) -> float:
-    """Of the counts of ranks in bins that are as equal as whole ranks allow."""
-    n = len(ranks)
-    bins = int(max(2, min(bins, draws + 1, n // 10)))
-    edges = np.round(np.linspace(0, draws + 1, bins + 1))
-    expected = n * np.diff(edges) / (draws + 1)
-    counts = np.histogram(ranks, edges - 0.5)[0]
-    statistic = float(np.sum((counts - expected) ** 2 / expected))
-    return float(gammaincc((bins - 1) / 2, statistic / 2))

@@ -284,4 +284,4 @@ def _axes(axes: Any, shape: tuple[int, int], size: tuple[float, float]) -> np.nd
 
     figure = NotebookFigure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    return np.ravel(figure.subplots(*shape, sharex=shape[0] > 1))
+    return np.ravel(figure.subplots(*shape, sharex=shape[0] > 1 and shape[1] == 1))

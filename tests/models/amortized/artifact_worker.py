@@ -1,0 +1,33 @@
+"""A new process: reads an artifact, answers, counts traces and compilations, tells the time."""
+
+import json
+import sys
+import time
+
+import jax
+import jax.monitoring
+import numpy as np
+
+import feynkac  # noqa: F401
+from feynkac.models.amortized import artifact
+
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+counts = {"compile": 0}
+
+
+def count(event, duration, **_):
+    counts["compile"] += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(count)
+path, out = sys.argv[1:]
+x = np.linspace(-1, 1, 12, dtype=np.float32).reshape(6, 2)
+start, cpu = time.perf_counter(), time.process_time()
+loaded = artifact.load(path)
+value = np.asarray(loaded(x=x))
+took, took_cpu = time.perf_counter() - start, time.process_time() - cpu
+np.save(out, value)
+counts_first = dict(counts)
+loaded(x=x + 0.0)
+flax = any(name == "flax" or name.startswith("flax.nnx") for name in sys.modules)
+print(json.dumps({"s": took, "cpu": took_cpu, "first": counts_first, "then": counts, "flax": flax}))
