@@ -14,17 +14,18 @@ from ...ppl import distributions
 from ...ppl.context import Context
 from ...ppl.errors import ProgramError
 from ...ppl.estimated import EstimatedDistribution
-from ...ppl.generative import Request
+from ...ppl.generative import Request, likelihood
 from ...ppl.keys import plain_key
-from ...ppl.nested import Normalize
-from ...ppl.partial import total
+from ...ppl.nested import Normalize, split_choices
+from ...ppl.partial import as_given, overlay, total
 from ...ppl.program import as_program
 from ...ppl.target import Target, as_target
 from ...ppl.tracing import trace_state
+from ..particles import log_mean_exp
 from . import nested
 from .baselines import others
 from .mismatch import explain
-from .probe import EstimatesProbe, Plan, StrategyProbe
+from .probe import EstimatesProbe, FixedProbe, Plan, StrategyProbe
 from .records import (
     AtDraws,
     Called,
@@ -72,7 +73,8 @@ class ObjectiveContext:
 
         `guide`: a generative function called with `args` (x is the dict of its choices), a NumPyro
         distribution, or an estimated one (`ppl.marginal`, `ppl.normalize`): then log w with E[1/w |
-        x] = 1/q(x). `frozen`: its law and x are taken as given, without gradients.
+        x] = 1/q(x). Sites inside a `ppl.marginal` by importance sampling from its program can have
+        strategies too. `frozen`: its law and x are taken as given, without gradients.
         """
         key = self._enter(name)
         given: Any = self._change.given.get(name) if isinstance(self._change, AtDraws) else None
@@ -84,6 +86,8 @@ class ObjectiveContext:
         probe = None if frozen else self._probe()
         if isinstance(guide, Normalize) and not frozen:
             return self._picked(name, key, guide)
+        if not frozen and self._plan.strategies is not None and nested.is_plain(guide):
+            return self._integrated(name, key, given, guide)
         if isinstance(guide, (dist.Distribution, EstimatedDistribution)):
             context = Context(key, {} if given is None else {name: given}, Request(probe=probe))
             out = context.finish(context.sample(name, guide))
@@ -205,6 +209,35 @@ class ObjectiveContext:
             self.records[name] = Scored(log_p)
         x = jax.tree.map(lambda leaf: leaf[index], particles.choices)
         return x, guide.target.log_density(x) - particles.log_evidence
+
+    def _integrated(self, name, key, given, guide):
+        """A draw of a marginal by its program, each site of which can have a strategy.
+
+        The density is the mean over the rest as drawn, and over the rest drawn anew given x.
+        """
+        model, args = guide.target.model, guide.target.args
+        request = Request(where=(name,), weightless=True, probe=self._probe())
+        out = model.run(key, given or {}, args, request)
+        if self._record:
+            self.records[name] = Drawn(out.log_probs, out.active, out.reports or {})
+        x, _ = split_choices(guide.selection, out.log_probs, out.choices)
+        fixed = as_given(x)
+        terms = likelihood(out, fixed)[None]
+
+        def anew(ctx):
+            key = ctx._enter(name)
+            changed = ctx._change.given.get(name, {}) if isinstance(ctx._change, AtDraws) else {}
+            probe = FixedProbe(ctx._plan, ctx._prefix, ctx._record, ctx.chosen, fixed)
+            request = Request(where=(name,), weightless=True, probe=probe)
+            out = model.run(key, overlay(changed, fixed), args, request)
+            if ctx._record:
+                ctx.records[name] = Drawn(out.log_probs, out.active, out.reports or {})
+            return likelihood(out, fixed)
+
+        if guide.algorithm.n_particles > 1:
+            more = self.many(f"{name}, integrated", guide.algorithm.n_particles - 1, anew)
+            terms = jnp.concatenate([terms, more])
+        return x, log_mean_exp(terms)
 
     def _inner(self, name, key, change, base, record, run=None) -> "ObjectiveContext":
         prefix = (*self._prefix, name)

@@ -29,8 +29,9 @@ class _Reparameterized(Probe):
         if node is None and not is_reparameterized(d):
             raise ProgramError(
                 f"{self.who} draws {'/'.join(path)!r} from {type_name(d)} inside an estimated "
-                "density, where gradients pass by reparameterized draws only: draw it in the guide "
-                "itself, where it can have a strategy, or use a continuous distribution"
+                "density, where gradients pass by reparameterized draws only: give it a strategy "
+                "(in a guide by ppl.marginal with Importance(n)), draw it in the guide itself, "
+                "or use a continuous distribution"
             )
 
     def estimated(self, path, d):
@@ -48,6 +49,13 @@ def check_differentiable(who: str, d: Any) -> None:
     if isinstance(d, Marginal):
         check_algorithm(who, d.algorithm)
         check_draws(who, d.target, d.algorithm)
+
+
+def is_plain(guide: Any) -> bool:
+    """Is it a marginal whose density is estimated by draws of its own program?"""
+    if not isinstance(guide, Marginal) or not isinstance(guide.algorithm, Importance):
+        return False
+    return guide.algorithm.proposal is None
 
 
 def check_algorithm(who: str, algorithm: Algorithm) -> None:

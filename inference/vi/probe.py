@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 
+from ...ppl.enumeration import at_path
 from ...ppl.errors import ProgramError
 from ...ppl.probe import Probe
 from ...ppl.selection import Selection
@@ -155,9 +156,27 @@ class StrategyProbe(Probe):
         if self.plan.find(address, len(self.prefix))[1] is not None:
             raise ProgramError(
                 f"site {name!r} has an estimated density, whose draws are reparameterized: leave "
-                "it out of the strategies"
+                "it out of the strategies, or draw it by ctx.draw(name, ppl.marginal(program, "
+                "selection, inference.Importance(n))), where the program's sites can have them"
             )
         nested.check_differentiable(name, d)
+
+
+class FixedProbe(StrategyProbe):
+    """The same where some sites are fixed: they keep their values' gradients and report nothing."""
+
+    fixed: Any
+
+    def value(self, path, key, d, value):
+        """See `Probe.value`."""
+        return value if self._is_fixed(path) else super().value(path, key, d, value)
+
+    def report(self, path, key, d, value, log_prob):
+        """See `Probe.report`."""
+        return None if self._is_fixed(path) else super().report(path, key, d, value, log_prob)
+
+    def _is_fixed(self, path):
+        return at_path(self.fixed, path[1:]) is not None
 
 
 class EstimatesProbe(Probe):

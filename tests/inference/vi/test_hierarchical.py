@@ -57,6 +57,42 @@ def test_hvi_against_the_closed_form():
     assert worst_z(estimator, jax.random.key(4), 20_000, truth, guide(), ppl.Target(model)) < 4
 
 
+@ppl.program
+def components(ctx, p):
+    u = ctx.sample("u", dist.Categorical(logits=p["logits"]))
+    ctx.sample("x", dist.Normal(p["means"][u], p["scale"]))
+
+
+def test_discrete_sites_that_are_integrated_out():
+    """IWHVI, m = 2, of a mixture: both draws of its component have a strategy."""
+    p = {
+        "logits": jnp.array([0.5, -0.3, 0.1]),
+        "means": jnp.array([-1.0, 0.4, 1.5]),
+        "scale": jnp.array(0.7),
+    }
+    nodes, weights = map(jnp.asarray, np.polynomial.hermite_e.hermegauss(60))
+    nodes, weights = nodes.astype(float), (weights / weights.sum()).astype(float)
+
+    def bound(guide):
+        p = guide.bound[0]
+        x = p["means"][:, None] + p["scale"] * nodes[None]  # [own, node]
+        log_p = jax.scipy.stats.norm.logpdf(x, 0.0, 1.5) + jax.scipy.stats.norm.logpdf(0.9, x, 0.5)
+        log_q = jax.scipy.stats.norm.logpdf(x[None], p["means"][:, None, None], p["scale"])
+        own = jnp.einsum("kkn->kn", log_q)[None]  # of the component that was drawn
+        log_q = jnp.logaddexp(jnp.broadcast_to(own, log_q.shape), log_q) - jnp.log(2.0)
+        share = jax.nn.softmax(p["logits"])
+        return jnp.einsum("o,k,n,okn->", share, share, weights, log_p[None] - log_q)
+
+    guide = ppl.bind(components, p)
+    truth = jax.value_and_grad(bound)(guide)
+    strategies = {
+        "guide": {"u": vi.Enumerate()},
+        "guide, integrated": {"guide": {"u": vi.Score(vi.Running().after(-2.0))}},
+    }
+    estimator = vi.value_and_grad(vi.iwhvi(2), strategies)
+    assert worst_z(estimator, jax.random.key(7), 20_000, truth, guide, ppl.Target(model)) < 4
+
+
 def _by_hand(key, p, m):
     """One draw of the IWHVI objective."""
     key_u, key_x, key_more = jax.random.split(key, 3)
