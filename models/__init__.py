@@ -16,6 +16,7 @@ from .constraints import Recursive as Recursive
 from .constraints import Regex as Regex
 from .constraints import RejectionToken as RejectionToken
 from .constraints import Weighted as Weighted
+from .constraints import lipogram as lipogram
 from .constraints import rejection as rejection
 from .language import LINE as LINE
 from .language import PARAGRAPH as PARAGRAPH
@@ -72,7 +73,6 @@ from .language import hotter as hotter
 from .language import infilling as infilling
 from .language import intersection as intersection
 from .language import latent as latent
-from .language import lipogram as lipogram
 from .language import load as load
 from .language import next_weight as next_weight
 from .language import passage as passage

@@ -13,7 +13,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 # does not know ends the process, hence the version.
 if version("jaxlib").startswith("0.10."):
     os.environ.setdefault(
-        "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+        "XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
     )
 
 import jax  # noqa: E402

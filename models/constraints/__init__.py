@@ -6,6 +6,7 @@ from .grammar import Grammar as Grammar
 from .json_schema import JsonSchema as JsonSchema
 from .parsers import GrammarError as GrammarError
 from .regex import Regex as Regex
+from .regex import lipogram as lipogram
 from .rejecting import rejection as rejection
 from .rejection import RejectionToken as RejectionToken
 from .rejection import TextCheck as TextCheck

@@ -73,6 +73,14 @@ class Regex(Textual):
         return self.pattern
 
 
+def lipogram(letters: str) -> Regex:
+    """The texts without `letters`, in lower or upper case: weight 1, all others 0."""
+    if not letters:
+        raise ValueError("say which letters are to be missing")
+    cases = {x for c in letters for x in (c, c.lower(), c.upper()) if len(x) == 1}
+    return Regex("[^" + "".join(f"\\x{{{ord(x):x}}}" for x in sorted(cases)) + "]*")
+
+
 @functools.lru_cache(maxsize=32)
 def tables_over(pattern: str, vocabulary: Any) -> Tables:
     """The token tables of a pattern, on the host."""

@@ -62,7 +62,6 @@ from .rules import Count as Count
 from .rules import SyllableLines as SyllableLines
 from .rules import Without as Without
 from .rules import haiku as haiku
-from .rules import lipogram as lipogram
 from .rules import syllables as syllables
 from .safetensors_file import SafetensorsError as SafetensorsError
 from .safety import Safety as Safety

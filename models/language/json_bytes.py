@@ -89,7 +89,8 @@ class JSONBytes(BytePotential):
     r"""Weight 1 for a text that is one JSON value, brackets at most `max_depth` deep, else 0.
 
     Law: a prefix weighs 1 if and only if it can be continued to such a text within what remains.
-    Any bytes may stand in strings: times `lipogram("\ufffd")` they are UTF-8. Draws are guided.
+    Any bytes may stand in strings: times `Characters(Without("\ufffd"))` they are UTF-8. Draws are
+    guided.
     """
 
     table: Int[Array, "modes 256"]

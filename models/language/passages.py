@@ -18,6 +18,7 @@ from ...ppl.generative import PLAIN, GenerativeFunction, Outcome, Request
 from ...ppl.hot import Hot, map_cold
 from ...ppl.partial import Given, as_value
 from ...ppl.potential import Potential
+from ...ppl.probe import FiniteSupport
 from .protocol import LanguageModel, Prefix, State
 from .writing import Text, constrained, corrected
 
@@ -200,7 +201,7 @@ def _given(given: Given, length: int, request: Request) -> tuple[Array | None, A
 def outcome(loop: Loop, laws: Laws, request: Request, retval: PyTree) -> Outcome:
     """The loop's choices as those of a generative function; the weight is the loop's."""
     support = None
-    if request.support:
+    if isinstance(request.probe, FiniteSupport):
         n, v = loop.tokens.shape[0], laws.lm.vocab_size
         support = {SITE: jnp.broadcast_to(jnp.arange(v, dtype=jnp.int32), (n, v))}
     return Outcome(

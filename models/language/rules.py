@@ -10,7 +10,6 @@ from jaxtyping import Array, Bool, Int
 
 from ...ppl.potential import Potential
 from .alphabets import BytePotential, kept
-from .characters import Characters
 from .units import SEPARATORS, Unit
 
 
@@ -78,11 +77,6 @@ class Without(Potential):
     def log_complete(self, state, context=None):
         """0 or -inf."""
         return self.log_prefix(state)
-
-
-def lipogram(letters: str) -> BytePotential:
-    """A text without `letters`, in lower or upper case: weight 1 or 0, draws guided."""
-    return Characters(Without(letters.lower() + letters.upper()), ahead=True)
 
 
 class Syllables(eqx.Module):

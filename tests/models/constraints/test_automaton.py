@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from compile_count import compiles
 
-from feynkac.models.constraints import Automaton, Regex, Weighted
+from feynkac.models.constraints import Automaton, Regex, Weighted, lipogram
 from feynkac.models.language import Vocabulary
 
 from .enumeration import EOS, PATTERNS, TEXTS, VOCABULARY, completions, matches, prefixes
@@ -89,6 +89,19 @@ def test_prefixes_of_longer_texts_are_alive_without_a_limit():
         if pattern == "a*":
             want = [set(x) <= {ord("a")} for x in texts]
         np.testing.assert_array_equal(alive, want)
+
+
+def test_a_lipogram_lacks_its_letters_in_both_cases():
+    whole = np.array([bool(matches("[^bBé]*")[len(p)][p]) for p in PREFIXES])
+    complete = said(lipogram("B\u00c9").over(VOCABULARY))[2]
+    np.testing.assert_array_equal(complete, np.where(whole, 0.0, -np.inf))
+    assert 1 < whole.sum() < len(whole)
+    over = lipogram("]^-\\").over(Vocabulary([b"a]", b"^", b"-", b"\\", b"ab", b""], 5))
+    assert (
+        np.isfinite(over.log_next(over.start(3), jnp.int32(3))).tolist() == [False] * 4 + [True] * 2
+    )
+    with pytest.raises(ValueError, match="which letters"):
+        lipogram("")
 
 
 def test_an_intersection_knows_what_its_parts_do_not():
