@@ -256,7 +256,8 @@ def log_density(d: dist.Distribution, value: Array, *, check: bool) -> Float[Arr
     safe = jnp.where(inside.reshape(inside.shape + event), value, support.feasible_like(value))
     if isinstance(d, dist.MaskedDistribution):
         inside = inside | ~jnp.asarray(d._mask, bool)
-    return jnp.sum(jnp.where(inside, d.log_prob(safe), -jnp.inf))
+    # One choice for all: what is inside may be data, and the density a large batch of particles'.
+    return jnp.where(jnp.all(inside), jnp.sum(d.log_prob(safe)), -jnp.inf)
 
 
 def _checkable(support) -> bool:

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from .code import Code
-from .errors import ProgramError
+from .errors import EstimatedDensity, ProgramError
 from .generative import PLAIN, GenerativeFunction, Outcome, Request
 from .partial import as_given, total
 from .program import as_program
@@ -43,7 +44,15 @@ class _Expert(GenerativeFunction):
         out = first[0].run(key, given, first[1], request)
         drawn, complete = as_given(out.choices), Request(complete=True, where=request.where)
         try:
-            rest = [fn.run(key, drawn, its_args, complete) for fn, its_args in others]
+            # Without a key a density that is only estimated is an error, of the first one as well.
+            rest = [fn.run(None, drawn, its_args, complete) for fn, its_args in others]
+            jax.eval_shape(lambda: first[0].run(None, drawn, first[1], complete).log_weight)
+        except EstimatedDensity as error:
+            raise EstimatedDensity(
+                f"a power or product of models needs exact densities, a power of an estimate is "
+                f"biased: sum the latent sites out exactly (inference.exact), or keep them as "
+                f"sites instead of ppl.marginal. {error}"
+            ) from error
         except ProgramError as error:
             raise ProgramError(f"the models of a product need the same sites: {error}") from error
         log_weight = -total(out.log_probs)

@@ -29,6 +29,11 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 MAPS = Path("/proc/self/maps")
 
 
+def pytest_collection_modifyitems(items):
+    """Notebooks first: the longest tests, at the end, would leave all workers but one idle."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
 def pytest_runtest_teardown(item, nextitem):
     """Forget compiled programs when there are many: Linux allows a process 65,530 memory maps.
 

@@ -7,6 +7,7 @@ import pytest
 
 from feynkac import inference, ppl
 from feynkac.ppl import dist
+from feynkac.ppl.errors import EstimatedDensity
 from feynkac.ppl.laws.proper_weighting import weighting
 from feynkac.ppl.laws.result import decide
 
@@ -152,3 +153,20 @@ def test_errors_say_what_to_do():
         inference.SMC(2).run(KEY, ppl.product((text(FIRST), other), [1.0, 1.0]))
     with pytest.raises(ppl.ProgramError, match="no marginal"):
         ppl.marginal(ppl.power(text(FIRST), 2.0), ppl.select("token"), inference.Importance(2))
+
+
+def test_estimated_densities_have_no_powers():
+    @ppl.program
+    def hidden(ctx):
+        z = ctx.sample("z", dist.Normal(0.0, 1.0))
+        ctx.sample("y", dist.Normal(z, 1.0))
+
+    summed = ppl.marginal(ppl.Target(hidden), ppl.select("y"), inference.Importance(4))
+
+    @ppl.program
+    def outer(ctx):
+        ctx.sample("y", summed)
+
+    for model in (ppl.power(outer, 2.0), ppl.product((outer, outer), [1.0, 1.0])):
+        with pytest.raises(EstimatedDensity, match="power of an estimate is biased"):
+            model.simulate(KEY)
