@@ -1,0 +1,312 @@
+"""Prior-data fitted networks: a program that samples data sets in, a network that has seen all out.
+
+Mueller, Hollmann, Pineda Arango, Grabocka and Hutter (2022), "Transformers can do Bayesian
+inference": the network minimizes E[-log q(y | x, D)] over data sets of the prior (algorithm 1), so
+that its loss minus that of the exact predictive is the expected Kullback-Leibler divergence
+between them (corollary 1.1).
+"""
+
+import os
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
+
+from ...inference import vi
+from ...ppl.compiled import compiled
+from ...ppl.generative import GenerativeFunction
+from .bars import Bars
+from .heads import AbstractHead, Classes, Riemann
+from .network import Network, network
+from .set_transformer import Cache, SetTransformer
+from .training import train
+
+
+class _Module(nnx.Module):
+    """The transformer and the head's layer."""
+
+    def __init__(self, transformer: SetTransformer, last: nnx.Module):
+        self.transformer, self.last = transformer, last
+
+
+class PFN(eqx.Module):
+    """A network that answers y at queries given a data set, trained on the `prior`'s data sets.
+
+    Args:
+        prior: a program whose sites `x` [points, d] and `y` [points] are a data set. Its first
+            `context` points become context, the rest queries: the points must be exchangeable (a
+            program of an ordered series draws its times in random order).
+        args: of the program.
+        context: the largest number of points that the network learns to condition on; every data
+            set of a batch has its own, uniform in 0..context.
+        head: `Riemann(bars)` for numbers, `Labels(classes)` for classes.
+        width, layers, heads, hidden: of the `SetTransformer`.
+        key: of the network's first parameters and of the draws that borders and ranges are from.
+        draws: how many data sets these are.
+
+    `net` is what is trained. `validity`: the ranges of n, x and y outside of which answers are
+    flagged.
+
+    Raises:
+        ValueError: no sites x [points, d] and y [points], or no point left for queries.
+    """
+
+    prior: GenerativeFunction
+    args: tuple
+    head: AbstractHead
+    net: Network
+    loc: Float[Array, "d"]
+    scale: Float[Array, "d"]
+    low: Float[Array, "d"]
+    high: Float[Array, "d"]
+    context: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        prior: GenerativeFunction,
+        args: tuple = (),
+        *,
+        context: int,
+        head: AbstractHead | None = None,
+        key: PRNGKeyArray,
+        width: int = 64,
+        layers: int = 4,
+        heads: int = 4,
+        hidden: int | None = None,
+        draws: int = 4096,
+    ) -> None:
+        self.prior, self.args, self.context = prior, args, context
+        key_net, key_draws = jax.random.split(key)
+        x, y = _data_sets(self.prior, self.args, jax.random.split(key_draws, draws))
+        if x.ndim != 3 or y.shape != x.shape[:2]:
+            raise ValueError(
+                f"the prior's site x must be [points, d] and y [points], got {x.shape[1:]} and "
+                f"{y.shape[1:]}: give a single number of features an axis of its own"
+            )
+        if not 1 <= context < x.shape[1]:
+            raise ValueError(
+                f"a context of {context} needs a prior of more points than that, got {x.shape[1]}:"
+                " what is beyond the context are the queries"
+            )
+        x = np.asarray(x)
+        if not np.isfinite(x).all():
+            raise ValueError("the prior draws inputs x that are not finite")
+        self.head = fitted = (Riemann() if head is None else head).fitted(y)
+        self.loc, self.scale = jnp.asarray(x.mean((0, 1))), jnp.asarray(x.std((0, 1)) + 1e-6)
+        self.low, self.high = jnp.asarray(x.min((0, 1))), jnp.asarray(x.max((0, 1)))
+        sizes = {"width": width, "layers": layers, "heads": heads, "hidden": hidden}
+
+        def made(key: PRNGKeyArray) -> Network:
+            rngs = nnx.Rngs(key)
+            transformer = SetTransformer(x.shape[-1], fitted.features, **sizes, rngs=rngs)
+            return network(_Module(transformer, fitted.module(width, rngs)))
+
+        self.net = jax.jit(made)(key_net)  # one compilation, not one for each parameter
+
+    @property
+    def validity(self) -> dict[str, Any]:
+        """Ranges of the number of points, of x (one pair a feature) and of y."""
+        x = np.stack([self.low, self.high], axis=-1).tolist()
+        return {"n": [0, self.context], "x": x, "y": [float(v) for v in self.head.range]}
+
+    def train(
+        self,
+        key: PRNGKeyArray,
+        steps: int,
+        *,
+        batch: int = 63,
+        learning_rate: float = 2e-3,
+        **options: Any,
+    ) -> tuple["PFN", vi.Fit]:
+        """The network after `steps` steps of `batch` fresh data sets each, and what training told.
+
+        `learning_rate` and `options` (`warmup`, `clip`, `every`, `checkpoint`, `callback`,
+        `progress`) are those of `train`. Its values are negated losses, nats.
+        """
+        fit = train(
+            key, self.net, _Loss(self, batch), steps, learning_rate=learning_rate, **options
+        )
+        return self.with_net(fit.params), fit
+
+    def with_net(self, net: Network) -> "PFN":
+        """The same with other parameters."""
+        return eqx.tree_at(lambda pfn: pfn.net, self, net)
+
+    def save(self, path: str | os.PathLike, **facts: str) -> None:
+        """Write all arrays (not the prior) and `facts` about them as safetensors."""
+        from safetensors.numpy import save_file
+
+        arrays = {name: np.asarray(leaf) for name, leaf in _named(self)[0].items()}
+        save_file(arrays, os.fspath(path), metadata=facts or None)
+
+    def load(self, path: str | os.PathLike) -> "PFN":
+        """This network with the arrays of one that was made with the same arguments and saved.
+
+        ValueError if the file's arrays are not those of such a network.
+        """
+        from safetensors.numpy import load_file
+
+        arrays = load_file(os.fspath(path))
+        named, rebuilt = _named(self)
+        if differ := {
+            name
+            for name in arrays.keys() | named.keys()
+            if name not in arrays or name not in named or arrays[name].shape != named[name].shape
+        }:
+            raise ValueError(
+                f"{path} is of another network: {sorted(differ)[:4]} differ. Make the PFN with the "
+                "prior, context, head, width and layers that the saved one had"
+            )
+        return rebuilt([jnp.asarray(arrays[name], named[name].dtype) for name in named])
+
+    def condition(self, x: ArrayLike, y: ArrayLike) -> "Posterior":
+        """What the network makes of the data x [n, d], y [n]: computed once, asked many times.
+
+        One compilation serves all n up to `context`; above it there is one for each n, and
+        answers are flagged. Data that are not finite or outside of `validity` flag all answers
+        (those to data with NaN are NaN).
+
+        Raises:
+            ValueError: shapes that do not fit each other or the prior's.
+        """
+        # On the host where possible, so that no number of points compiles anything.
+        numbers = jnp if isinstance(x, Tracer) or isinstance(y, Tracer) else np
+        x, y = numbers.asarray(x, jnp.result_type(float)), numbers.asarray(y)
+        if x.ndim != 2 or x.shape[1] != len(self.low) or y.shape != x.shape[:1]:
+            raise ValueError(
+                f"the prior has x [n, {len(self.low)}] and y [n], got {x.shape} and {y.shape}"
+            )
+        if jnp.issubdtype(y.dtype, jnp.floating) != isinstance(self.head, Riemann):
+            raise ValueError(
+                f"y is {y.dtype}: give integers to a head of labels, floats to one of bars"
+            )
+        n = len(x)
+        rest = max(self.context - n, 0)
+        x = numbers.pad(x, ((0, rest), (0, 0)))
+        y = numbers.pad(y, (0, rest)).astype(jax.dtypes.canonicalize_dtype(y.dtype))
+        x, y, count = jax.device_put((x, y, np.int32(n)))
+        cache, mask, valid = _remember(self, x, y, count)
+        return Posterior(self, cache, mask, valid)
+
+    def inside(self, x: Float[Array, "*batch d"]) -> Bool[Array, "*batch"]:
+        """Whether inputs are in the range of the prior's, wider by a hundredth."""
+        margin = 0.01 * (self.high - self.low)
+        low, high = (
+            v.reshape((1,) * (x.ndim - 1) + (-1,)) for v in (self.low - margin, self.high + margin)
+        )
+        return jnp.all((x >= low) & (x <= high), axis=-1)
+
+    def loss(self, net: Network, key: PRNGKeyArray, batch: int = 63) -> Float[Array, ""]:
+        """Mean negative log score, nats, of `net` on queries of `batch` data sets of the prior.
+
+        The numbers of points in context are spread evenly over 0..context.
+        """
+        key_data, key_size = jax.random.split(key)
+        x, y = _data_sets(self.prior, self.args, jax.random.split(key_data, batch))
+        first = jax.random.randint(key_size, (), 0, self.context + 1)
+        sizes = (first + jnp.arange(batch)) % (self.context + 1)
+        law = self.answer(
+            net, x[:, : self.context], y[:, : self.context], sizes, x[:, self.context :]
+        )
+        return -jnp.mean(law.log_prob(y[:, self.context :]))
+
+    def answer(
+        self,
+        net: Network,
+        x: Float[Array, "*batch n d"],
+        y: Array,
+        sizes: Int[Array, "*batch"],
+        queries: Float[Array, "*batch m d"],
+    ) -> Bars | Classes:
+        """The law of y at queries given the first `sizes` points, uncached; for training."""
+        places = jnp.arange(x.shape[-2]).reshape((1,) * sizes.ndim + (-1,))
+        mask = places < sizes[..., None]
+        module = net.module
+        embedded = self.head.embed(y)
+        cache = module.transformer.remember(self.standardized(x), embedded, mask)
+        known = module.transformer.ask(self.standardized(queries), cache, mask)
+        out = module.last(known)
+        return self.head.law(out, jnp.ones(out.shape[:-1], bool))
+
+    def standardized(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """Inputs as the network reads them: of mean 0 and variance 1 in the prior's draws."""
+        loc, scale = (v.reshape((1,) * (x.ndim - 1) + (-1,)) for v in (self.loc, self.scale))
+        return (x - loc) / scale
+
+
+class Posterior(eqx.Module):
+    """What a network knows of a data set: keys and values of its points. Made by `condition`.
+
+    `valid`: the data are such as the network was trained on.
+    """
+
+    pfn: PFN
+    cache: Cache
+    mask: Bool[Array, "n"]
+    valid: Bool[Array, ""]
+
+    def predict(self, queries: ArrayLike) -> Bars | Classes:
+        """The laws of y at the queries, each given the data alone: batch shape [m], one pass.
+
+        Their `valid` [m] is False where the network was not trained for the question: data with
+        too many points, not finite or out of range, or such a query.
+        """
+        queries = jnp.asarray(queries, dtype=float)
+        if queries.ndim != 2 or queries.shape[1] != len(self.pfn.low):
+            raise ValueError(f"queries are [m, {len(self.pfn.low)}], got {queries.shape}")
+        return _ask(self, queries)
+
+
+@compiled
+def _remember(pfn: PFN, x: Array, y: Array, n: Array) -> tuple[Cache, Array, Array]:
+    mask = jnp.arange(len(x)) < n
+    module = pfn.net.module.transformer
+    cache = module.remember(pfn.standardized(x), pfn.head.embed(y), mask)
+    good = jnp.all((pfn.inside(x) & pfn.head.inside(y)) | ~mask)
+    return cache, mask, good & (n <= pfn.context)
+
+
+@compiled
+def _ask(posterior: Posterior, queries: Array) -> Bars | Classes:
+    pfn = posterior.pfn
+    module = pfn.net.module
+    known = module.transformer.ask(pfn.standardized(queries), posterior.cache, posterior.mask)
+    return pfn.head.law(module.last(known), posterior.valid & pfn.inside(queries))
+
+
+class _Loss(eqx.Module):
+    pfn: PFN
+    batch: int = eqx.field(static=True)
+
+    def __call__(self, net, key):
+        return self.pfn.loss(net, key, self.batch)
+
+
+def _named(pfn: PFN):
+    """Arrays of a PFN by name, and the PFN with others in their places."""
+
+    def where(pfn):
+        return pfn.net.variables, pfn.head, pfn.loc, pfn.scale, pfn.low, pfn.high
+
+    leaves, structure = jax.tree_util.tree_flatten_with_path(where(pfn))
+    named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    return named, lambda new: eqx.tree_at(where, pfn, jax.tree.unflatten(structure, new))
+
+
+def _data_sets(prior, args, keys):
+    return jax.jit(jax.vmap(lambda key: _sites(prior, args, key)))(keys)
+
+
+def _sites(prior, args, key):
+    choices = prior.simulate(key, *args).choices
+    missing = [name for name in ("x", "y") if name not in choices]
+    if missing:
+        raise ValueError(
+            f"a prior over data sets has sites x and y, this one has {sorted(choices)}"
+        )
+    return choices["x"], choices["y"]
