@@ -10,8 +10,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..ppl.algorithm import Algorithm
 from ..ppl.compiled import compiled
+from ..ppl.errors import EstimatedDensity
 from ..ppl.feynman_kac import FeynmanKac
+from ..ppl.generative import Request
 from ..ppl.partial import Choices
+from ..ppl.probe import Probe
 from ..ppl.proposal import Proposal
 from ..ppl.target import Target, as_target
 from ..ppl.twist import AbstractTwist
@@ -78,12 +81,19 @@ class SMC(Algorithm):
         again a posterior draw (N >= 2 to move), and E[1/Z-hat] = 1/Z. `position` is the retained
         particle's final index. If `retained` has weight zero the status says so: no run contains
         it.
+
+        Raises:
+            EstimatedDensity: the density of a constrained site is only estimated; the retained
+                particle would need the estimate that it was made with, which `ParticleGibbs` keeps.
         """
         if self.kernel is not None:
             raise ValueError(
                 "a conditional run is defined without a rejuvenation kernel: use kernel=None"
             )
-        return _thrown(_run(self, key, as_target(target), retained), throw)
+        target = as_target(target)
+        if target.constraints:
+            _known_densities(target, retained)
+        return _thrown(_run(self, key, target, retained), throw)
 
     def random_weighted(self, key: PRNGKeyArray, target: Any) -> tuple[Choices, Float[Array, ""]]:
         """A draw x ~ q (one particle, by weight) and log w = log gamma(x) - log Z-hat.
@@ -151,3 +161,29 @@ def run_many(smc: SMC, key: PRNGKeyArray, targets: Target, *, throw: bool = Fals
 @compiled
 def _run_many(smc: SMC, key: PRNGKeyArray, targets: Target) -> Particles:
     return over_targets(lambda k, target: _run(smc, k, target, None), key, targets)
+
+
+def _known_densities(target: Target, choices: Choices) -> None:
+    """Raise if a constrained site's density is only estimated."""
+    request = Request(complete=True, probe=_Constrained(tuple(target.constraints)))
+
+    def run(key, choices):
+        model = target.state_space()
+        return model.run_to(key, target.joined(choices), target.args, None, request).log_weight
+
+    jax.eval_shape(run, jax.random.key(0), choices)
+
+
+class _Constrained(Probe):
+    names: tuple[str, ...] = eqx.field(static=True)
+
+    def report(self, path, key, d, value, log_prob):
+        return None
+
+    def estimated(self, path, d):
+        if path[0] in self.names:
+            raise EstimatedDensity(
+                f"the density of the constrained site {'/'.join(path)!r} is only estimated, and a "
+                "conditional run needs the estimate that the retained choices were made with: use "
+                "inference.ParticleGibbs or PIMH, which keep it, instead of run_conditional"
+            )

@@ -17,6 +17,7 @@ from feynkac.inference import SMC, Importance, Systematic
 from feynkac.inference.mcmc.transition import written
 from feynkac.inference.pmcmc import PIMH, PMMH, SMC2, Parametric, ParticleGibbs
 from feynkac.ppl import dist
+from feynkac.ppl.errors import EstimatedDensity
 from feynkac.ppl.laws.proper_weighting import weighting
 from feynkac.ppl.laws.result import decide
 
@@ -190,3 +191,13 @@ def test_other_pasts_are_refused():
     for kind in ({"ancestor_sampling": True}, {"backward_sampling": True}):
         with pytest.raises(ppl.ProgramError, match="without them and with more particles"):
             ParticleGibbs(SMC(2), **kind)(KEY, ESTIMATED, trace)
+
+
+def test_a_conditional_run_does_not_redraw_the_estimates_of_data():
+    choices = SMC(2).run(KEY, SUMMED).choices
+    some = jax.tree.map(lambda x: x[0], {**choices, "x": {"x": choices["x"]}})
+    with pytest.raises(EstimatedDensity, match="constrained site 'o' .*ParticleGibbs"):
+        SMC(2).run_conditional(KEY, ESTIMATED, some)
+    free = ppl.Target(ESTIMATED.model, TABLE_ARG, {"s": some["s"]})
+    rest = {"x": some["x"], "o": {"x": jnp.array([1, 1])}}  # possible whatever is estimated
+    assert SMC(2).run_conditional(KEY, free, rest).status
