@@ -54,7 +54,7 @@ class Report:
     @property
     def ok(self) -> bool:
         """Is p_value at least 0.01?"""
-        return self.p_value >= 0.01
+        return bool(self.p_value >= 0.01)
 
     def check(self, level: float = 1e-3) -> "Report":
         """Itself, or `AssertionError` with the whole text if p_value < level."""

@@ -16,6 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+_MOST = 10_000
+"""Draws in a kernel matrix."""
+
 
 @dataclasses.dataclass(frozen=True)
 class MMD:
@@ -61,9 +64,15 @@ def mmd(
         permutations: for the p-value; the kernel matrix, (n + m)^2 numbers, is made once.
 
     Raises:
-        ValueError: sets of other dimensions, or of fewer than two draws.
+        ValueError: sets of other dimensions, of fewer than two draws, or of more than 10,000
+            together.
     """
     first, second = _sets(x, y)
+    if len(first) + len(second) > _MOST:
+        raise ValueError(
+            f"the kernel matrix of {len(first)} + {len(second)} draws is too large: give at most "
+            f"{_MOST // 2} of each, or use c2st"
+        )
     n, pooled = len(first), jnp.asarray(np.concatenate([first, second]), dtype=float)
     s = jnp.asarray(0.0 if bandwidth is None else bandwidth, dtype=float)
     values, s = _mmd(key, pooled, s, n, permutations)
@@ -78,7 +87,10 @@ def _mmd(
 ) -> tuple[Array, Array]:
     total = pooled.shape[0]
     m = total - n
-    square = jnp.sum((pooled[:, None] - pooled[None]) ** 2, axis=-1)
+    pooled = pooled - jnp.mean(pooled, axis=0)[None]
+    norm = jnp.sum(pooled**2, axis=1)
+    inner = jnp.matmul(pooled, pooled.T, precision="highest")
+    square = jnp.maximum(norm[:, None] + norm[None] - 2 * inner, 0)
     upper = jnp.triu_indices(total, 1)
     s = jnp.where(s > 0, s, jnp.sqrt(jnp.median(square[upper])))
     kernel = jnp.exp(-square / (2 * s**2)) * (1 - jnp.eye(total))
