@@ -19,12 +19,11 @@ from ...inference.vi.guides.laws import Law
 from ...ppl.distributions import third_party
 
 
-class Mixture(Law):
+class Mixture(eqx.Module):
     """sum_i softmax(logits)_i N(means_i, factors_i factors_i'), a density on R^d; a pytree.
 
     `factors` are lower triangular with a positive diagonal. Methods are of one mixture: for a batch
-    of them (leading axes in all three arrays) use `jax.vmap`. It is a `vi` law too: drawn in parts,
-    each given what came before.
+    of them (leading axes in all three arrays) use `jax.vmap`.
     """
 
     logits: Float[Array, "*batch k"]
@@ -72,6 +71,22 @@ class Mixture(Law):
     def permuted(self, order: Int[Array, " n"]) -> "Mixture":
         """The components in another order, or some of them (renormalised)."""
         return Mixture(self.logits[order], self.means[order], self.factors[order])
+
+    def defended(self, share: ArrayLike = 0.1, scale: ArrayLike = 2.0) -> "Mixture":
+        """With weight `share`, the same components `scale` times as wide: heavier tails.
+
+        As an importance proposal it loses at most a fraction `share` of the effective sample size
+        (Hesterberg 1995, "Weighted average importance sampling and defensive mixture
+        distributions"), and the weights stay small where the tails are too light.
+        """
+        share = jnp.asarray(share, self.logits.dtype)
+        log_weights = [self.log_weights + jnp.log1p(-share), self.log_weights + jnp.log(share)]
+        wider = self.factors * jnp.asarray(scale, self.factors.dtype)
+        return Mixture(
+            jnp.concatenate(log_weights),
+            jnp.concatenate([self.means, self.means]),
+            jnp.concatenate([self.factors, wider]),
+        )
 
     def update(
         self,
@@ -138,23 +153,31 @@ class Mixture(Law):
         """As NumPyro's distribution, event [d]: at a site of a program, say."""
         return third_party(_distribution)(self.logits, self.means, self.factors)
 
-    def conditional(self, known: Any, start: int, size: int) -> dist.Distribution:
-        """See `vi.guides.Law`."""
-        return (self.given(known) if start else self).first(size).distribution
-
-    def after(self, known: Any, start: int, z: Any) -> Any:
-        """See `vi.guides.Law`."""
-        return jnp.concatenate([known, z])
-
-    def joint(self) -> dist.Distribution:
-        """See `vi.guides.Law`."""
-        return self.distribution
-
     def _each(self, x: Float[Array, " d"]) -> Float[Array, " k"]:
         """Log density of each component."""
         white = jax.vmap(_whiten)(self.factors, x[None] - self.means)
         log_det = jnp.sum(jnp.log(jnp.diagonal(self.factors, axis1=-2, axis2=-1)), axis=-1)
         return -0.5 * jnp.sum(white**2, axis=-1) - log_det - 0.5 * self.size * math.log(2 * math.pi)
+
+
+class MixtureLaw(Law):
+    """A mixture as a law for guides: drawn in parts, each given what came before."""
+
+    loc: Float[Array, " d"]
+    mixture: Mixture
+
+    def conditional(self, known, start, size):
+        """See `Law`."""
+        rest = self.mixture.given(known) if start else self.mixture
+        return rest.first(size).distribution
+
+    def after(self, known, start, z):
+        """See `Law`."""
+        return jnp.concatenate([known, z])
+
+    def joint(self):
+        """See `Law`."""
+        return self.mixture.distribution
 
 
 class Pushed(eqx.Module):

@@ -118,13 +118,15 @@ class SampledDynamics(eqx.Module):
         fitted = refit(
             moved.reshape(-1, d), start, self.sweeps, weights=weights.ravel() / self.draws
         )
-        if self.log_density is None:
+        if (log_density := self.log_density) is None:
             return fitted, jnp.full((), jnp.nan, q.means.dtype)
         key_new, key_again = jax.random.split(key_test)
         fresh = q.sample(key_new, (self.draws,))
         new = jax.vmap(self.move)(jax.random.split(key_again, self.draws), fresh)
         flat, log_w = x.reshape(-1, d), jnp.log(weights.ravel() / self.draws)
-        log_p = jax.vmap(
-            lambda y: jax.nn.logsumexp(log_w + jax.vmap(lambda x: self.log_density(y, x))(flat))
-        )(new)
+
+        def log_moved(y):
+            return jax.nn.logsumexp(log_w + jax.vmap(lambda x: log_density(y, x))(flat))
+
+        log_p = jax.vmap(log_moved)(new)
         return fitted, jnp.mean(log_p - jax.vmap(fitted.log_prob)(new))

@@ -56,6 +56,7 @@ def double():
                 "moved": jax.vmap(moved.log_prob)(grid),
                 "first": jax.vmap(q.first(1).log_prob)(grid[:, :1]),
                 "given": jax.vmap(lambda x: q.given(known).log_prob(x))(grid[:, 1:]),
+                "defended": jax.vmap(q.defended(0.3, 3.0).log_prob)(grid),
                 "numpyro": jax.vmap(q.distribution.log_prob)(grid),
                 "positive": jax.vmap(positive.log_prob)(jnp.exp(grid)),
             }
@@ -71,6 +72,8 @@ def test_density_and_moments(double):
     grid, _, known, out = double
     np.testing.assert_allclose(out["log_prob"], np.log(density(grid)), atol=1e-11)
     np.testing.assert_allclose(out["numpyro"], out["log_prob"], atol=1e-11)
+    wider = 0.7 * density(grid) + 0.3 * density(grid, covs=9 * COVS)
+    np.testing.assert_allclose(out["defended"], np.log(wider), atol=1e-11)
     mean = WEIGHTS @ MEANS
     second = np.einsum("k,kij->ij", WEIGHTS, COVS + MEANS[:, :, None] * MEANS[:, None, :])
     np.testing.assert_allclose(out["loc"], mean, atol=1e-12)
