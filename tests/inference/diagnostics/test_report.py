@@ -1,11 +1,14 @@
 """One report: exact passes, defects are named, there is a picture, weights are judged."""
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from feynkac import inference
 from feynkac.inference.diagnostics import report
+from feynkac.ppl import dist
 
 from .conjugate import DEFECTS, Estimator, pair
 
@@ -41,6 +44,29 @@ def test_defects_are_rejected(name):
 def test_failed_posteriors_fail_the_report():
     result = report(KEY, pair, Estimator(width=np.nan), ["y"], 50, batch=500)
     assert result.failed == 50 and result.p_value == 0
+
+
+class Network(eqx.Module):
+    """Draws from the posterior, made wider, and tells their density."""
+
+    width: jax.Array
+
+    def sample(self, key, data, draws):
+        noise = self.width * jnp.sqrt(0.2) * jax.random.normal(key, (draws, 2))
+        return {"x": 0.8 * data["y"][None] + noise}
+
+    def log_prob(self, data, choices):
+        law = dist.Normal(0.8 * data["y"], self.width * jnp.sqrt(0.2)).to_event(1)
+        return jax.vmap(law.log_prob)(choices["x"])
+
+
+@pytest.mark.slow
+def test_networks_are_judged_by_their_densities_too():
+    good = report(KEY, pair, Network(jnp.asarray(1.02)), ["y"], 100, batch=100).check()
+    assert len(good.khats) == 100 and (good.khats < 0.7).mean() > 0.9
+    # Half as wide as the target: the weights have no variance.
+    bad = report(KEY, pair, Network(jnp.asarray(0.5)), ["y"], 100, batch=100)
+    assert not bad.ok and np.median(bad.khats) > 0.5
 
 
 @pytest.mark.slow
