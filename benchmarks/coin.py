@@ -77,7 +77,7 @@ def reference(key, target, n):
     """Draws of the posterior: exact without data, else of NUTS."""
     if not target.args:
         return jax.vmap(lambda k: target.model.simulate(k).choices)(jax.random.split(key, n))
-    tuned = inference.warmup(key, inference.NUTS(), target, n_chains=4)
+    tuned = inference.warmup(key, inference.NUTS(~ppl.select(), 0.1), target, n_chains=4)
     chains = inference.MCMC(tuned.kernel, 4, n // 4, 0, 2, init=tuned.choices).run(key, target)
     print(f"NUTS: largest R-hat {max(float(np.max(r)) for r in chains.r_hat().values()):.3f}")
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), chains.choices)
@@ -103,9 +103,10 @@ def main():
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--picture", default="coin.png")
+    parser.add_argument("--targets", nargs="+", default=list(targets()))
     args = parser.parse_args()
-    names = targets()
-    figure, axes = plt.subplots(2, len(names), figsize=(4 * len(names), 7))
+    names = {name: target for name, target in targets().items() if name in args.targets}
+    figure, axes = plt.subplots(2, len(names), figsize=(4 * len(names), 7), squeeze=False)
     marks = [args.steps // 10, args.steps // 3, args.steps - 1]
     heads = "".join(f"  KSD at {m + 1:>5}" for m in marks)
     print(f"{'target':14} {'method':22}{heads}  MMD at the end")
