@@ -5,29 +5,27 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ..amortized.network import Network, network
 
 
 class Head(eqx.Module):
-    """A Flax NNX module on standardized features, [..., D] to [..., K].
+    """A network on standardized features, [..., D] to [..., K].
 
-    `graph` and `variables` are `nnx.split(module)`. Mean and scale of the features are data: no
-    gradient passes to them.
+    Mean and scale of the features are data: no gradient passes to them.
     """
 
-    graph: Any = eqx.field(static=True)
-    variables: PyTree
+    network: Network
     mean: Float[Array, "D"]
     scale: Float[Array, "D"]
 
     def __call__(self, features: Float[Array, "*batch D"]) -> Float[Array, "*batch K"]:
         """The network's output, in the dtype of `mean`."""
-        from flax import nnx
-
         mean, scale = jax.lax.stop_gradient((self.mean, self.scale))
         features = features.astype(mean.dtype)
         mean, scale = (jnp.broadcast_to(x, features.shape) for x in (mean, scale))
-        return nnx.merge(self.graph, self.variables)((features - mean) / scale)
+        return self.network((features - mean) / scale)
 
     @property
     def trainable(self) -> "Head":
@@ -66,9 +64,8 @@ def head(
         module = last
         if width is not None:
             module = nnx.Sequential(nnx.Linear(size, width, **options), nnx.tanh, last)
-    graph, variables = nnx.split(module)
     if isinstance(features, int):
         mean, scale = jnp.zeros(size, dtype), jnp.ones(size, dtype)
     else:
         mean, scale = features.mean(0).astype(dtype), features.std(0).astype(dtype) + 1e-6
-    return Head(graph, variables, mean, scale)
+    return Head(network(module), mean, scale)

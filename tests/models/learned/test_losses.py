@@ -150,9 +150,8 @@ def test_a_twist_that_is_wrong_is_told_apart(exact):
 def identity(size):
     """A head that gives its features back."""
     made = learned.head(jax.random.key(0), size, size, width=None)
-    leaves, tree = jax.tree.flatten(made.variables)
-    leaves = [jnp.eye(size) if x.ndim == 2 else x for x in leaves]
-    return replace(made, variables=jax.tree.unflatten(tree, leaves))
+    network = jax.tree.map(lambda x: jnp.eye(size) if x.ndim == 2 else x, made.network)
+    return replace(made, network=network)
 
 
 def test_what_is_missing_is_said(exact):
