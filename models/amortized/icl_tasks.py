@@ -57,7 +57,7 @@ class Task(eqx.Module):
             law = self.family.predictive(x, y, x[t][None], places < t)
             categorical = isinstance(law, dist.CategoricalProbs)
             mean = law.probs[..., 1] if categorical else law.mean
-            return law.log_prob(y[t][None])[0], mean[0]
+            return jnp.asarray(law.log_prob(y[t][None]))[0], mean[0]
 
         return jax.vmap(one)(places)
 
@@ -97,7 +97,7 @@ class Pool(eqx.Module):
 
 def pool(key: PRNGKeyArray, size: int, inputs: int, noise: float = 0.5) -> Pool:
     """A `Pool` of `size` tasks with weights from N(0, 1)."""
-    return Pool(jax.random.normal(key, (size, inputs)), noise)
+    return Pool(jax.random.normal(key, (size, inputs)), jnp.asarray(noise, dtype=float))
 
 
 def _sample(points: int):

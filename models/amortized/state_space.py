@@ -10,6 +10,7 @@ reinforcement learning", section 3; here a_t = 0 where a new one starts.
 
 import abc
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +93,7 @@ class Selective(Recurrence):
         self.pace = nnx.Linear(width, width, rngs=rngs)
         # Steps between 1e-3 and 1e-1 at the start: softplus of the bias.
         step = jnp.exp(jax.random.uniform(rngs(), (width,), float, math.log(1e-3), math.log(1e-1)))
-        self.pace.bias[...] = step + jnp.log(-jnp.expm1(-step))
+        self.pace.bias[...] = step + jnp.log(-jnp.expm1(-step))  # pyright: ignore
         self.write = nnx.Linear(width, states, use_bias=False, rngs=rngs)
         self.look = nnx.Linear(width, states, use_bias=False, rngs=rngs)
         self.skip = nnx.Param(jnp.ones(width))
@@ -163,7 +164,7 @@ class StateSpaceNet(nnx.Module):
 
 
 class _Block(nnx.Module):
-    def __init__(self, width: int, states: int, layer: type[Recurrence], rngs: nnx.Rngs):
+    def __init__(self, width: int, states: int, layer: Any, rngs: nnx.Rngs):
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.value = nnx.Linear(width, width, rngs=rngs)
         self.gate = nnx.Linear(width, width, rngs=rngs)
