@@ -19,14 +19,13 @@ from numpyro.distributions.transforms import AffineTransform
 from numpyro.nn import AutoregressiveNN
 
 from ....ppl.distributions import third_party
-from ....ppl.errors import ProgramError, site_name
-from ....ppl.generative import PLAIN, GenerativeFunction, Outcome
-from ....ppl.partial import Choices, Partial, as_value
+from ....ppl.partial import Choices
 from ....ppl.target import as_target
-from .layout import Layout, layout, put
+from .layout import Layout, layout
+from .whole import Whole
 
 
-class Flow(GenerativeFunction):
+class Flow(Whole):
     """See `flow`. `nets`: weights of one network a layer; then comes an affine map."""
 
     loc: Float[Array, " d"]
@@ -50,61 +49,15 @@ class Flow(GenerativeFunction):
         base = dist.Normal(jnp.zeros_like(self.loc), 1.0).to_event(1)
         return dist.TransformedDistribution(base, parts)
 
-    def run(self, key, given, args, request=PLAIN):
-        """See `GenerativeFunction.run`; all sites are given, at the same instances, or none."""
+    def draw(self, key):
+        """See `Whole`; the path of the draw gives its density."""
         law: Any = self.law()
-        values, mask = self._read(given, request.where)
-        if (values is None or mask is not None) and request.complete:
-            raise ProgramError(
-                f"no values for the sites of the flow at {site_name(request.where, '')}: assess "
-                "needs every choice"
-            )
-        z = log_q = jnp.zeros(())
-        if values is not None:
-            z = self.layout.position(values)
-            log_q = third_party(law.log_prob)(z)
-        if values is None or mask is not None:
-            drawn, between = third_party(law.sample_with_intermediates)(key)
-            log_drawn = third_party(law.log_prob)(drawn, between)
-            z = drawn if mask is None else jnp.where(mask, z, drawn)
-            log_q = log_drawn if mask is None else jnp.where(mask, log_q, log_drawn)
-        choices, log_volume = self.layout.choices(z)
-        first, *rest = self.layout.sites
-        log_probs: dict[str, Any] = {}
-        for site in (first, *rest):
-            share = log_q - log_volume if site is first else jnp.zeros(())
-            each = jnp.zeros(site.instances).astype(share.dtype)
-            put(log_probs, site.path, each.at[(0,) * len(site.instances)].set(share))
-        reports = None if request.probe is None else {}
-        return Outcome(choices, log_probs, {}, jnp.zeros(()), {}, reports)
+        z, between = third_party(law.sample_with_intermediates)(key)
+        return z, third_party(law.log_prob)(z, between)
 
-    def _read(self, given: Any, where: tuple[str, ...]) -> tuple[Choices | None, Any]:
-        """All values and their mask, or None; an error if only some are given."""
-        if not given:
-            return None, None
-        values: dict[str, Any] = {}
-        masks, missing = [], []
-        for site in self.layout.sites:
-            node: Any = given
-            for name in site.path:
-                node = node.get(name) if isinstance(node, dict) else None
-            if node is None:
-                missing.append("/".join(site.path))
-                continue
-            part: Partial = as_value(node)
-            masks.append(part.mask)
-            put(values, site.path, part.value)
-        unknown = sorted(set(given) - {site.path[0] for site in self.layout.sites})
-        if unknown:
-            raise ProgramError(f"a value was given for {unknown}, which the flow does not draw")
-        same = all(mask is masks[0] for mask in masks)
-        if missing or not same or (masks[0] is not None and jnp.ndim(masks[0])):
-            what = f"{missing} are not given" if missing else "they are given at some instances"
-            raise ProgramError(
-                f"a flow draws all its sites at once, so that it cannot draw some given others "
-                f"({what}): give all or none, or use vi.guides.full_rank, which conditions"
-            )
-        return values, masks[0]
+    def log_prob(self, z):
+        """See `Whole`."""
+        return third_party(self.law().log_prob)(z)
 
 
 def flow(
