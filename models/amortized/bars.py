@@ -45,7 +45,7 @@ class Bars(dist.Distribution):
     """
 
     arg_constraints = {"logits": constraints.real_vector}
-    support = constraints.real
+    support = constraints.real  # pyright: ignore
     reparametrized_params = []
     pytree_data_fields = ("borders", "log_probs", "valid")
 

@@ -122,7 +122,8 @@ class Riemann(AbstractHead):
 
     def embed(self, y: Float[Array, "*batch"]) -> Float[Array, "*batch 2"]:
         """The standardized y, and the same squashed."""
-        z = (y - self.loc) / self.scale
+        _, loc, scale = self._numbers
+        z = (y - loc) / scale
         return jnp.stack([z, jnp.arcsinh(z)], axis=-1)
 
     def module(self, width: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -130,29 +131,35 @@ class Riemann(AbstractHead):
         zeros = nnx.initializers.zeros_init()
         last = nnx.Linear(width, self.bars + 2 * self.normal, kernel_init=zeros, rngs=rngs)
         if self.normal:
-            start = jnp.log(jnp.diff(self.borders))
+            start = jnp.log(jnp.diff(self._numbers[0]))
             last.bias[...] = jnp.concatenate([start - jnp.mean(start), jnp.zeros(2)])
         return last
 
     def law(self, out: Float[Array, "*batch K"], valid: Bool[Array, "*batch"]) -> Bars:
         """See `AbstractHead.law`."""
-        assert self.borders is not None, "a head is fitted to a prior first"
+        borders, loc, scale = self._numbers
         if not self.normal:
-            return Bars(self.borders, out, valid)
+            return Bars(borders, out, valid)
         logits, mean, log_scale = jnp.split(out, [self.bars, self.bars + 1], axis=-1)
-        centres = ((self.borders[:-1] + self.borders[1:]) / 2 - self.loc) / self.scale
+        centres = ((borders[:-1] + borders[1:]) / 2 - loc) / scale
         centres = centres.reshape((1,) * (out.ndim - 1) + (-1,))
         z2 = ((centres - mean) * jnp.exp(-log_scale)) ** 2
         near = z2 <= REACH**2
         tail = -0.5 * REACH**2 * (1 + jnp.log(jnp.where(near, 1.0, z2) / REACH**2))
-        return Bars(self.borders, logits + jnp.where(near, -0.5 * z2, tail), valid)
+        return Bars(borders, logits + jnp.where(near, -0.5 * z2, tail), valid)
 
     @property
     def range(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """That of all draws of the prior, wider by a tenth on both sides."""
-        assert self.borders is not None
-        low, high = self.borders[0], self.borders[-1]
+        borders = self._numbers[0]
+        low, high = borders[0], borders[-1]
         return low - 0.1 * (high - low), high + 0.1 * (high - low)
+
+    @property
+    def _numbers(self) -> tuple[Array, Array, Array]:
+        if self.borders is None or self.loc is None or self.scale is None:
+            raise ValueError("a head takes its borders from a prior: head.fitted(y), as PFN does")
+        return self.borders, self.loc, self.scale
 
 
 class Labels(AbstractHead):

@@ -47,7 +47,7 @@ class Bandit(eqx.Module):
 
 def coin(alpha: float = 1.0, beta: float = 1.0) -> Bandit:
     """A coin: one arm, x is 1 everywhere, y is 1 for heads."""
-    return Bandit(1, alpha, beta)
+    return Bandit(1, jnp.asarray(alpha, dtype=float), jnp.asarray(beta, dtype=float))
 
 
 def _sample(points: int) -> Callable:
