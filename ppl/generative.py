@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .partial import Choices, Given, Partial, as_given, overlay, prune, total, walk
-from .probe import FINITE_SUPPORT, FiniteSupport, Probe
+from .probe import Probe
 from .selection import Selection
 from .trace import Trace
 
@@ -26,38 +26,20 @@ class Request(eqx.Module):
     """How to run: static, handed down to every callee.
 
     `complete`: a site without a value is an error. `weightless`: an observe or factor is an error.
-    `where`: the calls we are in. `probe`: sees each site and reports on it; `support=True` is
-    short for the probe that reports finite supports. `relaxed`: real values may be given for
-    discrete sites (straight-through gradients).
+    `where`: the calls we are in. `probe`: sees each site and reports on it. `relaxed`: real values
+    may be given for discrete sites (straight-through gradients).
     """
 
-    complete: bool = eqx.field(static=True)
-    where: tuple[str, ...] = eqx.field(static=True)
-    weightless: bool = eqx.field(static=True)
-    relaxed: bool = eqx.field(static=True)
-    probe: Probe | None
-
-    def __init__(
-        self,
-        complete: bool = False,
-        support: bool = False,
-        where: tuple[str, ...] = (),
-        weightless: bool = False,
-        probe: Probe | None = None,
-        relaxed: bool = False,
-    ):
-        self.complete, self.where, self.weightless = complete, where, weightless
-        self.probe, self.relaxed = FINITE_SUPPORT if support else probe, relaxed
-
-    @property
-    def support(self) -> bool:
-        """Are finite supports asked for?"""
-        return isinstance(self.probe, FiniteSupport)
+    complete: bool = eqx.field(static=True, default=False)
+    where: tuple[str, ...] = eqx.field(static=True, default=())
+    weightless: bool = eqx.field(static=True, default=False)
+    probe: Probe | None = None
+    relaxed: bool = eqx.field(static=True, default=False)
 
     def inside(self, name: str) -> "Request":
         """The request for a callee."""
         where = (*self.where, name)
-        return Request(self.complete, False, where, self.weightless, self.probe, self.relaxed)
+        return Request(self.complete, where, self.weightless, self.probe, self.relaxed)
 
 
 PLAIN = Request()
@@ -73,11 +55,6 @@ class Outcome(eqx.Module):
     log_weight: Float[Array, "..."]
     retval: PyTree
     reports: Any = None
-
-    @property
-    def support(self) -> Any:
-        """The reports, where finite supports were asked for."""
-        return self.reports
 
     def weigh(self, given: Given) -> Float[Array, ""]:
         """Log density of the given sites, plus observes and factors, nats.

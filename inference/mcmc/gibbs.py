@@ -17,6 +17,7 @@ from jaxtyping import Array
 from ...ppl.errors import ProgramError
 from ...ppl.generative import Request, likelihood
 from ...ppl.partial import as_given, spelled, total, walk, where_leading
+from ...ppl.probe import FINITE_SUPPORT
 from ...ppl.selection import Selection
 from .kernel import Kernel
 from .transition import all_equal, at, exact_densities, movable, settle, written
@@ -49,7 +50,7 @@ class BlockGibbs(Kernel):
         """See `Kernel.move`."""
         old, fixed = written(chain.trace), as_given(target.constraints)
         model = target.state_space()
-        request = Request(complete=True, support=True)
+        request = Request(complete=True, probe=FINITE_SUPPORT)
         masks = movable("Gibbs", target, old, self.selection)
 
         def run(choices):
@@ -57,7 +58,7 @@ class BlockGibbs(Kernel):
 
         out = run(old.choices)
         exact_densities("Gibbs", out)
-        layout = _Layout(masks, old, out.support, self.size)
+        layout = _Layout(masks, old, out.reports, self.size)
 
         def density(choices):
             out = run(choices)
@@ -149,7 +150,7 @@ class _Layout:
 
     def support(self, out: Any) -> list[Array]:
         """The values that the sites may take."""
-        return [_at(out.support, path) for path, *_ in self.sites]
+        return [_at(out.reports, path) for path, *_ in self.sites]
 
     def same(self, block: Array, a: list[Array], b: list[Array]) -> Array:
         """Do the block's instances have the same values to take?"""

@@ -16,6 +16,7 @@ from ...ppl.errors import ProgramError
 from ...ppl.feynman_kac import FeynmanKac, Retained
 from ...ppl.generative import Outcome, Request, kept
 from ...ppl.partial import overlay, spelled
+from ...ppl.probe import FINITE_SUPPORT
 from ...ppl.proposal import Proposal
 from ...ppl.selection import select
 from ...ppl.target import Target
@@ -200,6 +201,6 @@ def _guided(
 
 def _check_exact(who: str, target: Target) -> None:
     def run(key):
-        return target.state_space().run(key, {}, target.args, Request(support=True))
+        return target.state_space().run(key, {}, target.args, Request(probe=FINITE_SUPPORT))
 
     exact_densities(f"{who} with a proposal", jax.eval_shape(run, jax.random.key(0)))

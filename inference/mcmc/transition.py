@@ -100,7 +100,7 @@ def _free(_, selected, fixed):
 
 
 def exact_densities(who: str, out: Outcome) -> None:
-    """Raise if the density of some site of a run with `Request(support=True)` is estimated."""
+    """Raise if the density of some site of a run that reports finite supports is estimated."""
 
     def check(path, log_probs, support):
         for name, node in log_probs.items():
@@ -114,7 +114,7 @@ def exact_densities(who: str, out: Outcome) -> None:
                     "estimate of the current trace, or call the inner program instead"
                 )
 
-    check((), out.log_probs, out.support)
+    check((), out.log_probs, out.reports)
 
 
 def where_happened(active: Any, value: PyTree) -> PyTree:
@@ -128,7 +128,12 @@ def where_happened(active: Any, value: PyTree) -> PyTree:
 
 
 def all_equal(log_probs: Any, a: Any, b: Any) -> Bool[Array, ""]:
-    """Are two trees of activity the same?"""
+    """Are two trees of activity the same? None: happened everywhere."""
     same = [jnp.ones((), bool)]
-    walk(lambda _, lp, x, y: same.append(jnp.all(x == y)), log_probs, a, b)
+
+    def leaf(_, log_prob, x, y):
+        if x is not None or y is not None:
+            same.append(jnp.all(y if x is None else x if y is None else x == y))
+
+    walk(leaf, log_probs, a, b)
     return jnp.all(jnp.stack(same))

@@ -20,7 +20,8 @@ from ...ppl.context import Context
 from ...ppl.errors import ProgramError
 from ...ppl.estimated import EstimatedDistribution
 from ...ppl.generative import PLAIN, GenerativeFunction, Request, likelihood
-from ...ppl.partial import Partial, as_given, prune, spelled, total, walk, where_leading
+from ...ppl.partial import Partial, as_given, prune, total, walk, where_leading
+from ...ppl.probe import FINITE_SUPPORT
 from ...ppl.program import Program
 from ...ppl.selection import Selection
 from ...ppl.target import Target
@@ -33,7 +34,7 @@ class _Free(eqx.Module):
 
     value: Array
     coordinates: Array
-    moved: Array
+    moved: Array | bool
 
 
 class _Coordinates(eqx.Module):
@@ -52,7 +53,7 @@ class _UnboundedContext(Context):
                 "kernels that use gradients or coordinates need it exactly: use MH(selection)"
             )
         value = super().sample(name, distribution)
-        if self._request.support:
+        if self._request.probe is not None:
             self._reports[name] = self._inverse(name, distribution, value)
         return value
 
@@ -64,9 +65,11 @@ class _UnboundedContext(Context):
         if not isinstance(free, _Free):
             return super()._exact(name, key, distribution, given)
         value, log_volume = _forward(distribution, free.coordinates)
-        value = where_leading(free.moved, value.astype(free.value.dtype), free.value)
-        log_prob = distributions.log_density(distribution, value, check=True)
-        return value, log_prob + jnp.where(free.moved, log_volume, jnp.zeros_like(log_volume))
+        value = value.astype(free.value.dtype)
+        if free.moved is not True:
+            value = where_leading(free.moved, value, free.value)
+            log_volume = jnp.where(free.moved, log_volume, jnp.zeros_like(log_volume))
+        return value, distributions.log_density(distribution, value, check=True) + log_volume
 
     def _inverse(self, name, distribution, value):
         if not jnp.issubdtype(value.dtype, jnp.inexact):
@@ -126,6 +129,7 @@ class View(eqx.Module):
 
     target: Target
     trace: Trace
+    active: Any
     moved: Any
     position: Float[Array, " d"]
     unravel: Callable = eqx.field(static=True)
@@ -143,36 +147,39 @@ class View(eqx.Module):
         """The view at a trace. A discrete site is an error where the selection names it."""
         masks = movable(who, target, trace, selection)
         model = unbounded(target.state_space())
-        request = Request(complete=True, support=True)
+        request = Request(complete=True, probe=FINITE_SUPPORT)
         out = model.run_to(None, target.joined(trace.choices), target.args, steps, request)
-        _check(who, masks, out.support, selection)
+        _check(who, masks, out.reports, selection)
 
         def moved(_, log_prob, mask, active, support):
             if mask is False or not isinstance(support, _Coordinates):
                 return None
+            if active is None:  # always happens: `mask` may be known to be True
+                return mask
             return active if mask is True else active & mask
 
         def coordinates(path, log_prob, moved, support):
             if moved is None:
                 return None
             x = support.coordinates
+            if moved is True:
+                return x
             dummy = jax.random.normal(jax.random.fold_in(key, len(names)), x.shape, x.dtype)
             names.append(path)
             return where_leading(moved, x, dummy)
 
         names: list = []
-        moves = walk(moved, trace.log_probs, masks, trace.active, out.support)
-        start = prune(walk(coordinates, trace.log_probs, moves, out.support))
+        moves = walk(moved, trace.log_probs, masks, out.active, out.reports)
+        start = prune(walk(coordinates, trace.log_probs, moves, out.reports))
         position, unravel = ravel_pytree(start)
-        return View(target, trace, moves, position, unravel, steps)
+        return View(target, trace, out.active, moves, position, unravel, steps)
 
     def log_density(self, position: Float[Array, " d"]) -> Float[Array, ""]:
         """Log density with respect to the coordinates, nats; NaN counts as -inf."""
         out, coordinates = self._run(position)
         fixed = as_given(self.target.constraints)
         log_p = self.target.raised(total(out.log_probs) + out.log_weight, likelihood(out, fixed))
-        active = spelled(out.active, out.log_probs)
-        same = all_equal(self.trace.log_probs, active, self.trace.active)
+        same = all_equal(self.trace.log_probs, out.active, self.active)
         log_p = log_p + self._dummies(coordinates)
         return jnp.where(same & ~jnp.isnan(log_p), log_p, -jnp.inf)
 
@@ -197,7 +204,7 @@ class View(eqx.Module):
         terms = [jnp.zeros(())]
 
         def leaf(_, log_prob, moved, x):
-            if moved is not None:
+            if moved is not None and moved is not True:
                 dummy = ~where_happened(moved, x)
                 terms.append(-0.5 * jnp.sum(jnp.where(dummy, x, jnp.zeros_like(x)) ** 2))
 

@@ -36,7 +36,7 @@ class Proposed(GenerativeFunction):
     def run(self, key, given, args, request=PLAIN):
         """See `GenerativeFunction.run`."""
         bound = (*self.bound, *args)
-        quiet = Request(request.complete, False, (*request.where, "the proposal"), True)
+        quiet = Request(request.complete, (*request.where, "the proposal"), True)
         names = jax.eval_shape(lambda k: self.proposal.run(k, {}, bound), jax.random.key(0))
         fixed = as_given(self.target.constraints)
         clash = sorted(set(names.log_probs) & set(fixed))
@@ -150,7 +150,7 @@ class Above(GenerativeFunction):
         """See `GenerativeFunction.run`."""
         out = self.target.model.run(key, given, args, request)
         log_weight, retval = self._shaped(out, total(out.log_probs))
-        return Outcome(out.choices, out.log_probs, out.active, log_weight, retval, out.support)
+        return Outcome(out.choices, out.log_probs, out.active, log_weight, retval, out.reports)
 
     def dressed(self, trace: Trace) -> Trace:
         """A trace of the target as one of this."""

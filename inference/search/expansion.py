@@ -12,6 +12,7 @@ from ...ppl.errors import ProgramError
 from ...ppl.feynman_kac import FeynmanKac, Moved
 from ...ppl.generative import Request
 from ...ppl.partial import Given, as_given, overlay
+from ...ppl.probe import FINITE_SUPPORT
 
 
 class Expansion(eqx.Module):
@@ -84,11 +85,11 @@ class Enumerated(Expansion):
                 f"site {self.site!r} is constrained, so there is nothing to enumerate: leave the "
                 "constraint out or use Sampled(1)"
             )
-        request = Request(support=True)
+        request = Request(probe=FINITE_SUPPORT)
         out = model.step.run(
             jax.random.key(0), given, (state, jnp.int32(0), *model.bound, *args), request
         )
-        values = (out.support or {}).get(self.site)
+        values = (out.reports or {}).get(self.site)
         if values is None or isinstance(values, dict):
             raise ProgramError(
                 f"the step has no site {self.site!r} with a finite set of values: use "
