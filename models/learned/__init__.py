@@ -1,5 +1,7 @@
 """Learned inference for text: twists, proposals, adapters, and posteriors distilled."""
 
+from .bayesian import lora_posterior as lora_posterior
+from .bayesian import lora_prior as lora_prior
 from .consistency import path_consistency as path_consistency
 from .consistency import soft_q as soft_q
 from .contrastive import contrastive as contrastive

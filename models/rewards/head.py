@@ -6,25 +6,26 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
+import optax
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
+from ...inference import vi
 from ...ppl.compiled import compiled
 from ...ppl.potential import Potential
 from ..language.protocol import LanguageModel, Prefix, Prompt
+from ..learned.head import Head
+from ..learned.head import head as learned_head
 
 
 class RewardHead(Potential):
     """Weight sigmoid(f(h)): the probability that a text is good, as learned.
 
-    `f` is a Flax NNX module, [D] to one number, and h [D] the hidden state of the model that writes
+    `f` is a `learned.Head`, [D] to one number, and h [D] the hidden state of the model that writes
     after the last token of the text. While a text is written it has weight 1; with `early` the
     weight that the head gives to it without its last token.
     """
 
-    graph: Any = eqx.field(static=True)
-    variables: PyTree
-    mean: Float[Array, "D"]
-    scale: Float[Array, "D"]
+    head: Head
     early: bool = eqx.field(static=True, default=False)
 
     @property
@@ -34,10 +35,7 @@ class RewardHead(Potential):
 
     def logit(self, hidden: Float[Array, "D"]) -> Float[Array, ""]:
         """Log odds of a good text."""
-        from flax import nnx
-
-        standardized = (hidden.astype(self.mean.dtype) - self.mean) / self.scale
-        return nnx.merge(self.graph, self.variables)(standardized).reshape(())
+        return self.head(hidden).reshape(())
 
     def start(self, length):
         """The weight on the way."""
@@ -97,47 +95,40 @@ def learn_reward_head(
         key: draws the network's first weights.
         hidden: from `hidden_states`.
         labels: the probability that each text is good; 0 and 1 for verdicts.
-        module: a Flax NNX module to train, [D] to one number; by default one hidden layer.
+        module: a Flax NNX module to train, [D] to [1]; by default one hidden layer.
         width: units of that layer.
         steps: steps of the optimizer, each over all texts.
         optimizer: from optax; by default `adamw(0.01, weight_decay=0.01)`.
         early: see `RewardHead`.
     """
-    import optax
-    from flax import nnx
-
     labels = jnp.asarray(labels, dtype=float)
     if labels.shape != hidden.shape[:1]:
         raise ValueError(f"{hidden.shape[0]} texts need as many labels, got {labels.shape}")
     if not bool(jnp.all((labels >= 0) & (labels <= 1))):
         raise ValueError("labels are probabilities that a text is good, between 0 and 1")
-    size = hidden.shape[1]
-    if module is None:
-        rngs = nnx.Rngs(key)
-        module = nnx.Sequential(
-            nnx.Linear(size, width, rngs=rngs), nnx.tanh, nnx.Linear(width, 1, rngs=rngs)
-        )
-    graph, variables = nnx.split(module)
-    mean, scale = hidden.mean(0), hidden.std(0) + 1e-6
-    optimizer = optimizer or optax.adamw(1e-2, weight_decay=1e-2)
+    key_start, key_fit = jax.random.split(key)
+    start = learned_head(key_start, hidden, width=width, module=module)
+    made = vi.fit(
+        key_fit,
+        _log_likelihood,
+        start,
+        (hidden, labels),
+        optimizer=optimizer or optax.adamw(1e-2, weight_decay=1e-2),
+        steps=steps,
+        every=steps,
+        trainable=start.trainable,
+        progress=False,
+        throw=True,
+    )
+    return RewardHead(made.params, early)
 
-    def loss(variables):
-        head = RewardHead(graph, variables, mean, scale)
-        logits = jax.vmap(head.logit)(hidden)
-        return optax.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype)).mean()
 
-    def update(carry, _):
-        variables, state = carry
-        updates, state = optimizer.update(jax.grad(loss)(variables), state, variables)
-        return (optax.apply_updates(variables, updates), state), None
-
-    @jax.jit
-    def train(variables):
-        return jax.lax.scan(update, (variables, optimizer.init(variables)), length=steps)[0][0]
-
-    with jax.numpy_dtype_promotion("standard"):  # as optax is written
-        variables = train(variables)
-    return RewardHead(graph, variables, mean, scale, early)
+@vi.objective
+def _log_likelihood(ctx, head, hidden, labels):
+    logits = head(hidden)[:, 0]
+    good, bad = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    labels = labels.astype(logits.dtype)
+    return jnp.mean(labels * good + (1 - labels) * bad)
 
 
 def _hidden(state: Any) -> Array:

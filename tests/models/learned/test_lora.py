@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from feynkac import inference, models
+from feynkac import inference, models, ppl
+from feynkac.inference import vi
+from feynkac.inference.vi import guides
 from feynkac.models import learned
 from feynkac.models.language.random_llama import random_llama
 
@@ -115,6 +119,52 @@ def test_a_head_is_saved_too(tmp_path):
     back = learned.load(tmp_path / "head.safetensors", learned.head(jax.random.key(7), 3, 2))
     np.testing.assert_array_equal(made(jnp.ones((4, 3))), back(jnp.ones((4, 3))))
     assert made(jnp.ones((4, 3))).shape == (4, 2)
+
+
+class Reader(eqx.Module):
+    """From how often each token was written to a law of `change`."""
+
+    loc: jax.Array
+    log_scale: jax.Array
+
+    def __call__(self, texts):
+        share = jnp.mean(jax.nn.one_hot(texts, 4), axis=(0, 1))
+        return guides.MeanField(share @ self.loc, share @ self.log_scale)
+
+
+@pytest.mark.slow
+def test_a_network_reads_texts_and_says_which_adapter_wrote_them(base):
+    """One guide for two sets of texts: nearer to each posterior than the prior, by the evidence."""
+    small = learned.lora(jax.random.key(6), base, rank=1, matrices=("value",))
+    model = learned.lora_posterior(small, base, PROMPT, 0.7)
+    sets = jnp.array([[[0, 0, 0]] * 4 + [[0, 1, 0]] * 2, [[3, 3, 3]] * 4 + [[3, 1, 3]] * 2])
+    target = ppl.Target(model, (sets[0],))
+    size = sum(x.size for x in jax.tree.leaves((small.ups, small.downs)))
+    network = Reader(jnp.zeros((4, size)), jnp.full((4, size), jnp.log(0.7)))
+    guide = guides.amortized(target, network)
+
+    @vi.objective
+    def both(ctx, guide, sets):
+        def one(ctx, texts):
+            return vi.elbo(ctx, ppl.bind(guide, texts), ppl.Target(model, (texts,)))
+
+        return jnp.mean(ctx.each("sets", one, sets))
+
+    options = {"optimizer": optax.adam(0.05), "steps": 150, "every": 150, "samples": 4}
+    fit = vi.fit(jax.random.key(2), both, guide, (sets,), progress=False, throw=True, **options)
+
+    @jax.jit
+    @jax.vmap
+    def weighted(key, texts):
+        target = ppl.Target(model, (texts,))
+        prior = inference.Importance(2000).run(key, target)
+        mine = inference.Importance(200, ppl.Proposal(init=fit.params)).run(key, target)
+        return prior.log_evidence, mine.log_evidence, jnp.mean(mine.log_weights), mine.ess / 200
+
+    prior, mine, bound, share = weighted(jax.random.split(jax.random.key(3), 2), sets)
+    np.testing.assert_allclose(prior, mine, atol=0.35)
+    before = float(fit.values[:5].mean())
+    assert float(bound.mean()) > before + 1 and (bound < prior + 0.1).all() and share.min() > 0.05
 
 
 def test_bad_adapters_are_refused(base, adapter):

@@ -9,6 +9,7 @@ import pytest
 import tokenizers
 
 from feynkac import inference, models, ppl
+from feynkac.models import learned
 from feynkac.models.finite import MarkovLanguageModel, MarkovLM
 from feynkac.models.language import Tokenizer, Vocabulary, random_llama
 from feynkac.models.language.units import Steps
@@ -195,7 +196,7 @@ def test_errors_say_what_to_do():
         Judge(LM, "Is {text} good?", 1)
     with pytest.raises(ValueError, match="0 to 2"):
         Judge(LM, ([1], [2]), 7)
-    head = RewardHead(None, None, jnp.zeros(2), jnp.ones(2))
+    head = RewardHead(learned.head(jax.random.key(0), 2))
     with pytest.raises(ValueError, match="hidden"):
         head.log_complete(head.start(1), models.Text.start(LM, LM.prompt([1]), 2))
     broken = Verifier(Score(lambda a: jnp.nan), 0.9, 0.1)
