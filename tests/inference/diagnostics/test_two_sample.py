@@ -39,7 +39,6 @@ def test_mmd_p_values():
 
 
 def test_c2st():
-    pytest.importorskip("sklearn")
     x, y = np.random.default_rng(2).normal(size=(2, 200, 1))
     same, other = c2st(x, y), c2st(x, y + 2)
     # A fold's accuracy has deviation 1/2 / sqrt(80).

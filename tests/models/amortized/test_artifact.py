@@ -17,7 +17,6 @@ from feynkac.models.amortized.artifact import Provenance, ValidityError, program
 from feynkac.models.learned import ArtifactError
 from feynkac.ppl import dist
 
-pytest.importorskip("flatbuffers")
 WORKER = Path(__file__).with_name("artifact_worker.py")
 
 
