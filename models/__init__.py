@@ -1,6 +1,7 @@
 """Models: exact finite and Gaussian ones, language models, constraints and rewards, networks."""
 
-from . import amortized as amortized
+from typing import TYPE_CHECKING
+
 from . import constraints as constraints
 from . import finite as finite
 from . import language as language
@@ -106,3 +107,15 @@ from .rewards import Verifier as Verifier
 from .rewards import code_block as code_block
 from .rewards import hidden_states as hidden_states
 from .rewards import learn_reward_head as learn_reward_head
+
+if TYPE_CHECKING:
+    from . import amortized as amortized
+
+
+def __getattr__(name):
+    """`models.amortized`, when first asked for: Flax takes seconds to import."""
+    if name == "amortized":
+        from importlib import import_module
+
+        return import_module(".amortized", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

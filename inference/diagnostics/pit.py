@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import ArrayLike, Float
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from .uniformity import gamma_test
 
@@ -123,5 +123,5 @@ def paired(
         bad = np.flatnonzero(~np.isfinite(difference))
         raise ValueError(f"the difference is not finite for data sets {bad[:5].tolist()}")
     mean, error = difference.mean(), difference.std(ddof=1) / math.sqrt(len(difference))
-    half = float(student.ppf((1 + level) / 2, len(difference) - 1)) * error
+    half = float(stdtrit(len(difference) - 1, (1 + level) / 2)) * error
     return Paired(float(mean), float(mean - half), float(mean + half), difference)

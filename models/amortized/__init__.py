@@ -1,5 +1,7 @@
 """Amortized posteriors: networks trained on a program's draws, checked against the truth."""
 
+from ..network import Network as Network
+from ..network import network as network
 from . import priors as priors
 from .artifact import Artifact as Artifact
 from .artifact import Provenance as Provenance
@@ -38,8 +40,6 @@ from .meta_prior import Problem as Problem
 from .meta_prior import meta_prior as meta_prior
 from .mixtures import Mixture as Mixture
 from .mixtures import gaussian as gaussian
-from .network import Network as Network
-from .network import network as network
 from .npe import npe as npe
 from .pfn import PFN as PFN
 from .pfn import Posterior as Posterior

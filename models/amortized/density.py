@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..network import Network, network
 from .encoders import perceptron
 from .mixtures import Mixture
-from .network import Network, network
 
 STEEPEST = 8.0
 """Bound of a log scale that a network gives, in both directions."""

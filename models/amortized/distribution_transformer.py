@@ -21,10 +21,10 @@ from ...inference.vi.guides.layout import Constant, Layout
 from ...ppl.code import Code
 from ...ppl.program import Program
 from ...ppl.proposal import Proposal
+from ..network import Network
 from .decoder import Decoder
 from .meta_prior import MetaPrior
 from .mixtures import Mixture, MixtureLaw
-from .network import Network
 
 
 class Belief(eqx.Module):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .network import Network, network
+from ..network import Network, network
 
 Features = tuple[tuple[Float[Array, "..."], Float[Array, "..."]], ...]
 """Of every observed site: numbers [*instances, features], 0 where unknown; and 1 where known."""

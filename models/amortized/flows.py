@@ -16,8 +16,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..network import Network, network
 from .density import Density, bounded
-from .network import Network, network
 
 LEAST = 1e-3
 """Least width and height of a bin, as a part of the box, and least slope at a knot."""

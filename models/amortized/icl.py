@@ -21,8 +21,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from ...inference.diagnostics.pit import Paired, paired
 from ...ppl.compiled import compiled
+from ..network import Network
 from .icl_tasks import Task
-from .network import Network
 
 
 class Head(eqx.Module):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .network import Network, network
+from ..network import Network, network
 
 
 class LocalChain(eqx.Module):

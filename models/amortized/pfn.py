@@ -20,9 +20,9 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 from ...inference import vi
 from ...ppl.compiled import compiled
 from ...ppl.generative import GenerativeFunction
+from ..network import Network, network
 from .bars import Bars
 from .heads import AbstractHead, Classes, Riemann
-from .network import Network, network
 from .set_transformer import Cache, SetTransformer
 from .training import train
 

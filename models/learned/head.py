@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ..amortized.network import Network, network
+from ..network import Network, network
 
 
 class Head(eqx.Module):
