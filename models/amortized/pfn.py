@@ -20,6 +20,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 from ...inference import vi
 from ...ppl.compiled import compiled
 from ...ppl.generative import GenerativeFunction
+from ..learned import saving
 from ..network import Network, network
 from .bars import Bars
 from .heads import AbstractHead, Classes, Riemann
@@ -137,32 +138,17 @@ class PFN(eqx.Module):
         """The same with other parameters."""
         return eqx.tree_at(lambda pfn: pfn.net, self, net)
 
-    def save(self, path: str | os.PathLike, **facts: str) -> None:
-        """Write all arrays (not the prior) and `facts` about them as safetensors."""
-        from safetensors.numpy import save_file
-
-        arrays = {name: np.asarray(leaf) for name, leaf in _named(self)[0].items()}
-        save_file(arrays, os.fspath(path), metadata=facts or None)
+    def save(self, path: str | os.PathLike, **notes: Any) -> None:
+        """Write the network (not the prior) to a safetensors file; see `models.learned.save`."""
+        saving.save(path, _arrays(self), **notes)
 
     def load(self, path: str | os.PathLike) -> "PFN":
         """This network with the arrays of one that was made with the same arguments and saved.
 
-        ValueError if the file's arrays are not those of such a network.
+        Raises:
+            ArtifactError: the file's arrays are not those of such a network.
         """
-        from safetensors.numpy import load_file
-
-        arrays = load_file(os.fspath(path))
-        named, rebuilt = _named(self)
-        if differ := {
-            name
-            for name in arrays.keys() | named.keys()
-            if name not in arrays or name not in named or arrays[name].shape != named[name].shape
-        }:
-            raise ValueError(
-                f"{path} is of another network: {sorted(differ)[:4]} differ. Make the PFN with the "
-                "prior, context, head, width and layers that the saved one had"
-            )
-        return rebuilt([jnp.asarray(arrays[name], named[name].dtype) for name in named])
+        return eqx.tree_at(_arrays, self, saving.load(path, _arrays(self)))
 
     def condition(self, x: ArrayLike, y: ArrayLike) -> "Posterior":
         """What the network makes of the data x [n, d], y [n]: computed once, asked many times.
@@ -287,15 +273,8 @@ class _Loss(eqx.Module):
         return self.pfn.loss(net, key, self.batch)
 
 
-def _named(pfn: PFN):
-    """Arrays of a PFN by name, and the PFN with others in their places."""
-
-    def where(pfn):
-        return pfn.net.variables, pfn.head, pfn.loc, pfn.scale, pfn.low, pfn.high
-
-    leaves, structure = jax.tree_util.tree_flatten_with_path(where(pfn))
-    named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-    return named, lambda new: eqx.tree_at(where, pfn, jax.tree.unflatten(structure, new))
+def _arrays(pfn: PFN) -> Any:
+    return pfn.net, pfn.head, pfn.loc, pfn.scale, pfn.low, pfn.high
 
 
 def _data_sets(prior, args, keys):

@@ -9,6 +9,7 @@ from compile_count import compiles
 
 from feynkac import ppl
 from feynkac.models.amortized import PFN, Bars, Labels, Riemann, log_masses, priors
+from feynkac.models.learned import ArtifactError
 
 FAMILY = priors.LinearRegression(2)
 SMALL = {"context": 6, "width": 16, "layers": 2, "heads": 2, "draws": 256}
@@ -131,7 +132,7 @@ def test_saved_and_loaded_is_the_same(pfn, data, tmp_path):
         pfn.condition(x, y).predict(queries).log_probs,
     )
     wide = PFN(FAMILY.program(10), head=Riemann(50), key=jax.random.key(9), **SMALL | {"width": 8})
-    with pytest.raises(ValueError, match="another network"):
+    with pytest.raises(ArtifactError, match="has shape"):
         wide.load(tmp_path / "net.safetensors")
 
 
