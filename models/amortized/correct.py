@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PRNGKeyArray
 
-from ...inference.diagnostics.psis import Khat, khat
+from ...inference.diagnostics.psis import Khat, khat, psis
 from ...inference.importance import Importance
 from ...inference.mcmc.compositions import Sequence
 from ...inference.mcmc.gradient import RandomWalk
@@ -26,7 +26,9 @@ from ...inference.samplers.tempered import Tempered
 from ...inference.vi.guides.layout import Layout, layout
 from ...inference.vi.mismatch import free_sites
 from ...inference.weighted.multiple import MultipleImportance
+from ...inference.weighted.scoring import log_densities
 from ...ppl.algorithm import Algorithm
+from ...ppl.compiled import compiled
 from ...ppl.program import as_program
 from ...ppl.proposal import Proposal
 from ...ppl.selection import select
@@ -94,7 +96,9 @@ def correct(
             from the model.
         target: the program with the observed sites as constraints.
         draws: particles of the run.
-        pilot: draws that judge the network; a quarter as many, at least 250, by default.
+        pilot: draws that judge the network, half of them the model's own, which see mass that the
+            network leaves out if the prior comes there at all; a quarter as many, at least 250, by
+            default.
         least: smallest effective sample size a pilot draw for which the network is used. It is not
             used either if the pilot's k-hat is above its threshold, or a weight is NaN or infinite.
         defensive: share of the draws that are the model's own, weighed by the mixture (balance
@@ -114,10 +118,11 @@ def correct(
     else:
         guide = as_program(posterior)
     proposal = Proposal(init=guide)
-    count = max(250, draws // 4) if pilot is None else pilot
-    tried = Importance(count, proposal).run(key_keys[0], target)
-    judged = khat(tried)
-    share = float(tried.ess) / count
+    count = max(125, draws // 8) if pilot is None else -(-pilot // 2)
+    tried = MultipleImportance((count, count), (proposal, None)).run(key_keys[0], target)
+    log_ratios, covered = _ratios(target, proposal, tried)
+    # The network's own draws come first.
+    judged, share = Khat(float(psis(log_ratios[:count])[1]), count), float(covered)
     wrong = _complaint(tried, judged, share, least)
     if not wrong:
         mine = round(defensive * draws)
@@ -146,6 +151,26 @@ def correct(
         fell_back=bool(wrong),
         inside=inside,
     )
+
+
+@compiled
+def _ratios(target: Target, proposal: Proposal, tried: Particles) -> Any:
+    """Log gamma / q of the pilot's draws, and the network's effective sample size a draw.
+
+    That is 1 / E_posterior[posterior / q], by the pilot's weights: draws of the prior see mass that
+    q leaves out, of which its own draws and their k-hat know nothing.
+    """
+
+    def one(choices):
+        log_gamma, log_q = log_densities(target, (proposal,), choices)
+        return log_gamma[-1], log_q[-1, 0]
+
+    log_gamma, log_q = jax.vmap(one)(tried.choices)
+    possible = ~jnp.isneginf(log_gamma)
+    log_ratios = jnp.where(possible, log_gamma - jnp.where(possible, log_q, 0.0), -jnp.inf)
+    weights = jax.nn.log_softmax(tried.log_weights)
+    terms = jnp.where(possible, weights + log_ratios, -jnp.inf)
+    return log_ratios, jnp.exp(tried.log_evidence - jax.nn.logsumexp(terms))
 
 
 def _complaint(tried: Particles, judged: Khat, share: float, least: float) -> str:
