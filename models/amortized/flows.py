@@ -222,8 +222,10 @@ class _Block(nnx.Module):
 class _Masked(nnx.Linear):
     """A linear layer in which a unit sees the inputs of degrees up to its own."""
 
-    def __init__(self, degrees: tuple[int, ...], own: tuple[int, ...], **options):
-        super().__init__(len(degrees), len(own), **options)
+    def __init__(
+        self, degrees: tuple[int, ...], own: tuple[int, ...], *, rngs: nnx.Rngs, **options: Any
+    ):
+        super().__init__(len(degrees), len(own), rngs=rngs, **options)
         self.degrees, self.own = degrees, own
 
     def __call__(self, inputs):

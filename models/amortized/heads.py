@@ -132,6 +132,7 @@ class Riemann(AbstractHead):
         last = nnx.Linear(width, self.bars + 2 * self.normal, kernel_init=zeros, rngs=rngs)
         if self.normal:
             start = jnp.log(jnp.diff(self._numbers[0]))
+            assert last.bias is not None
             last.bias[...] = jnp.concatenate([start - jnp.mean(start), jnp.zeros(2)])
         return last
 

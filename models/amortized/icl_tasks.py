@@ -57,7 +57,7 @@ class Task(eqx.Module):
             law = self.family.predictive(x, y, x[t][None], places < t)
             categorical = isinstance(law, dist.CategoricalProbs)
             mean = law.probs[..., 1] if categorical else law.mean
-            return jnp.asarray(law.log_prob(y[t][None]))[0], mean[0]
+            return jnp.asarray(law.log_prob(y[t][None]))[0], jnp.asarray(mean)[0]
 
         return jax.vmap(one)(places)
 

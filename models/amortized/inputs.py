@@ -100,7 +100,8 @@ class Inputs(eqx.Module):
                 f"{unknown} were not observed in training, only "
                 f"{[site.name for site in self.sites]}: train with them among observed="
             )
-        return tuple(zip(*(self._one(site, given) for site in self.sites), strict=True))
+        values, known = zip(*(self._one(site, given) for site in self.sites), strict=True)
+        return values, known
 
     def inside(self, values: Values, known: Known) -> Bool[Array, ""]:
         """Is all that is known within the range of the simulations?"""

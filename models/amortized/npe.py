@@ -215,6 +215,7 @@ def _validated(
             break
         if plan.patience is not None and waited >= plan.patience:
             break
+    assert status is not None
     return best, jnp.mean(top), status
 
 

@@ -76,7 +76,14 @@ class NeuralPosterior(eqx.Module):
             ProgramError: an observed site is missing, unknown, misshapen or not finite.
         """
         context, inside = _read(self.encoder, self.members, self.inputs, *self.inputs.read(data))
-        return Conditional(self.head, context, self.loc, self.scale, inside, self.layout)
+        return Conditional(
+            head=self.head,
+            context=context,
+            loc=self.loc,
+            scale=self.scale,
+            inside=inside,
+            layout=self.layout,
+        )
 
     def sample(self, key: PRNGKeyArray, data: Choices, n: int) -> Choices:
         """N independent draws of the latent choices [n, ...] for one data set."""

@@ -94,7 +94,7 @@ def flow(
 
     nets = tuple(jax.tree.map(lambda x: x.astype(float), weights(i)) for i in range(layers))
     loc = jnp.zeros((place.size,)) if init is None else place.position(init)
-    return Flow(loc, jnp.zeros_like(loc), nets, widths, place)
+    return Flow(loc=loc, log_scale=jnp.zeros_like(loc), nets=nets, hidden=widths, layout=place)
 
 
 @third_party

@@ -43,6 +43,7 @@ class Whole(GenerativeFunction):
             z = self.layout.position(values)
             log_q = self.log_prob(z)
         if values is None or mask is not None:
+            assert key is not None, "only a complete request goes without a key"
             drawn, log_drawn = self.draw(key)
             z = drawn if mask is None else jnp.where(mask, z, drawn)
             log_q = log_drawn if mask is None else jnp.where(mask, log_q, log_drawn)
