@@ -30,11 +30,14 @@ from .transition import all_equal, movable, where_happened
 
 
 class _Free(eqx.Module):
-    """In place of a site's value: its coordinates in R^n, and the value where it is not moved."""
+    """In place of a site's value: its coordinates in R^n, and the value where it is not moved.
+
+    `moved` None: everywhere.
+    """
 
     value: Array
     coordinates: Array
-    moved: Array | bool
+    moved: Array | None
 
 
 class _Coordinates(eqx.Module):
@@ -66,7 +69,7 @@ class _UnboundedContext(Context):
             return super()._exact(name, key, distribution, given)
         value, log_volume = _forward(distribution, free.coordinates)
         value = value.astype(free.value.dtype)
-        if free.moved is not True:
+        if free.moved is not None:
             value = where_leading(free.moved, value, free.value)
             log_volume = jnp.where(free.moved, log_volume, jnp.zeros_like(log_volume))
         return value, distributions.log_density(distribution, value, check=True) + log_volume
@@ -193,7 +196,7 @@ class View(eqx.Module):
         def leaf(_, log_prob, given, moved, coordinates):
             if moved is None:
                 return given
-            return Partial(_Free(given.value, coordinates, moved))
+            return Partial(_Free(given.value, coordinates, None if moved is True else moved))
 
         joined = self.target.joined(self.trace.choices)
         given = walk(leaf, self.trace.log_probs, joined, self.moved, coordinates)
