@@ -209,7 +209,7 @@ class _Conditioner(nnx.Module):
 class _Block(nnx.Module):
     """What is added to the hidden units."""
 
-    def __init__(self, hidden, context, plain):
+    def __init__(self, hidden, context, plain: dict[str, Any]):
         zero = nnx.initializers.zeros_init()
         self.inner = _Masked(hidden, hidden, **plain)
         self.given = nnx.Linear(context, len(hidden), use_bias=False, **plain)

@@ -56,8 +56,8 @@ class Task(eqx.Module):
         def one(t):
             law = self.family.predictive(x, y, x[t][None], places < t)
             categorical = isinstance(law, dist.CategoricalProbs)
-            mean = law.probs[..., 1] if categorical else law.mean
-            return jnp.asarray(law.log_prob(y[t][None]))[0], jnp.asarray(mean)[0]
+            mean = jnp.asarray(law.probs)[..., 1] if categorical else jnp.asarray(law.mean)
+            return jnp.asarray(law.log_prob(y[t][None]))[0], mean[0]
 
         return jax.vmap(one)(places)
 
