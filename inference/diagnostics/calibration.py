@@ -8,24 +8,24 @@ the data; expected coverage of highest-density regions: Hermans et al. (2022), s
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Float, PRNGKeyArray, PyTree
 
 from ...ppl.code import Code
 from ...ppl.partial import Choices
 from .simulation import Simulated, rank, simulate
-from .uniformity import chi_squared, gamma_test
+from .uniformity import RankCheck, chi_squared, gamma_test
 
 LOG_DENSITY = "log density"
 
 
 @dataclasses.dataclass(frozen=True)
-class Calibration:
+class Calibration(RankCheck):
     """Ranks of the truth among posterior draws, by test quantity; uniform if all is exact.
 
     - `ranks[name]` [runs], from 0 to `draws`: how many draws lie below the truth (ties are broken
@@ -35,10 +35,6 @@ class Calibration:
       no rank.
     """
 
-    ranks: Mapping[str, Int[np.ndarray, "runs"]]
-    draws: int
-    failed: int
-
     def p_values(self, bins: int = 20) -> dict[str, float]:
         """P-value of uniformity for each quantity: chi-squared over about equal bins of ranks."""
         return {name: chi_squared(ranks, self.draws, bins) for name, ranks in self.ranks.items()}
@@ -46,18 +42,6 @@ class Calibration:
     def gamma(self) -> dict[str, float]:
         """P-values of the gamma test, which sees small shifts and tails that bins do not."""
         return {name: gamma_test(ranks, self.draws) for name, ranks in self.ranks.items()}
-
-    @property
-    def p_value(self) -> float:
-        """The smallest p-value, times their number (Bonferroni); 0 if a run failed."""
-        values = self.p_values()
-        return 0.0 if self.failed else min(1.0, min(values.values()) * len(values))
-
-    def check(self, level: float = 1e-3) -> "Calibration":
-        """Itself, or `AssertionError` with the worst quantities if p_value < level."""
-        if self.p_value < level:
-            raise AssertionError(self.report())
-        return self
 
     def report(self, rows: int = 8) -> str:
         """P-values, smallest first, and how the ranks deviate."""

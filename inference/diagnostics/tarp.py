@@ -10,28 +10,28 @@ is 30% too narrow.)
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ...ppl.code import Code
 from ...ppl.compiled import compiled
 from ...ppl.partial import Choices
 from ...ppl.program import as_program
 from .simulation import Simulated, flat, prior_draw, rank, simulate
-from .uniformity import gamma_test
+from .uniformity import RankCheck, gamma_test
 
 MOST = 4
 """So many directions in which default references stand off from the centre."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Tarp:
+class Tarp(RankCheck):
     """Fractions of draws that are nearer to a reference than the truth is; uniform if all is exact.
 
     - `ranks[name]` [runs], from 0 to `draws`: how many draws are nearer; f = rank / draws.
@@ -41,26 +41,11 @@ class Tarp:
     - `failed`: runs without a usable posterior.
     """
 
-    ranks: Mapping[str, Int[np.ndarray, "runs"]]
-    draws: int
-    failed: int
     explained: float
 
     def p_values(self) -> dict[str, float]:
         """P-value of uniform fractions for each reference function, by `gamma_test`."""
         return {name: gamma_test(ranks, self.draws) for name, ranks in self.ranks.items()}
-
-    @property
-    def p_value(self) -> float:
-        """The smallest p-value, times their number (Bonferroni); 0 if a run failed."""
-        values = self.p_values()
-        return 0.0 if self.failed else min(1.0, min(values.values()) * len(values))
-
-    def check(self, level: float = 1e-3) -> "Tarp":
-        """Itself, or `AssertionError` with the report if p_value < level."""
-        if self.p_value < level:
-            raise AssertionError(self.report())
-        return self
 
     def coverage(
         self, levels: Float[np.ndarray, "n"] | Sequence[float], name: str | None = None

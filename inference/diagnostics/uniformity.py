@@ -6,13 +6,47 @@ gamma = 2 min_i min{ P(B_i <= R_i), P(B_i >= R_i) }, where R_i counts the ranks 
 Bin(N, i / (L + 1)).
 """
 
+import abc
+import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import bdtr, bdtrc, gammaincc
 
 _NULLS = 2000
+Check = TypeVar("Check", bound="RankCheck")
+
+
+@dataclasses.dataclass(frozen=True)
+class RankCheck(abc.ABC):
+    """Ranks by name, uniform on 0..draws if all is exact; `failed` runs are in none of them."""
+
+    ranks: Mapping[str, Int[np.ndarray, "runs"]]
+    draws: int
+    failed: int
+
+    @abc.abstractmethod
+    def p_values(self) -> dict[str, float]:
+        """P-value of uniformity by name."""
+
+    @abc.abstractmethod
+    def report(self) -> str:
+        """P-values, smallest first, and what they say."""
+
+    @property
+    def p_value(self) -> float:
+        """The smallest p-value, times their number (Bonferroni); 0 if a run failed."""
+        values = self.p_values()
+        return 0.0 if self.failed else min(1.0, min(values.values()) * len(values))
+
+    def check(self: Check, level: float = 1e-3) -> Check:
+        """Itself, or `AssertionError` with the report if p_value < level."""
+        if self.p_value < level:
+            raise AssertionError(self.report())
+        return self
 
 
 def chi_squared(ranks: Int[np.ndarray, "runs"], draws: int, bins: int = 20) -> float:

@@ -13,7 +13,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ...inference import vi
@@ -29,7 +28,7 @@ from .flows import spline_flow
 from .inputs import Inputs, Observed, Values, fit_inputs
 from .posterior import NeuralPosterior, log_scores
 from .simulations import checked, draws, layouts, observations, positions, simulated
-from .training import _Descent, train
+from .training import Descent, adam, train
 
 PILOT = 2000
 """Simulations by which inputs and coordinates are standardized, where data are drawn fresh."""
@@ -187,10 +186,7 @@ def _validated(
         jax.tree.map(lambda x, i=i: x[i], loss.fixed) for i in (order[:apart], order[apart:])
     )
     loss = eqx.tree_at(lambda m: m.fixed, loss, used)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, plan.learning_rate, max(1, plan.steps // 20), max(2, plan.steps)
-    )
-    optimizer = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(schedule))
+    optimizer = adam(plan.steps, plan.learning_rate, plan.steps // 20, clip=5.0)
     every, show = options["every"], {k: v for k, v in options.items() if k != "every"}
     state, status, done, waited = None, None, 0, 0
     best, top = net, jnp.full((loss.members,), -jnp.inf)
@@ -198,7 +194,7 @@ def _validated(
         new = min(every, plan.steps - done)
         fit = vi.fit(
             key_train,
-            _Descent(loss),
+            Descent(loss),
             net,
             optimizer=optimizer,
             steps=new,

@@ -46,16 +46,21 @@ def train(
     Returns:
         `vi.Fit`; its `values` are negated losses, its `params` the network after the last step.
     """
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, max(1, round(warmup * steps)), max(2, steps)
-    )
-    optimizer = optax.chain(optax.clip_by_global_norm(clip), optax.adam(schedule))
+    optimizer = adam(steps, learning_rate, round(warmup * steps), clip)
     return vi.fit(
-        key, _Descent(loss), net, optimizer=optimizer, steps=steps, **{"every": 100, **options}
+        key, Descent(loss), net, optimizer=optimizer, steps=steps, **{"every": 100, **options}
     )
 
 
-class _Descent(eqx.Module):
+def adam(
+    steps: int, learning_rate: float, warmup: int, clip: float
+) -> optax.GradientTransformation:
+    """Adam with clipped gradients, `warmup` steps up to the learning rate and a cosine to 0."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, warmup), max(2, steps))
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(schedule))
+
+
+class Descent(eqx.Module):
     """Minus the loss, and its gradient: what `vi.fit` climbs."""
 
     loss: Any
@@ -64,6 +69,7 @@ class _Descent(eqx.Module):
         self.loss = loss if isinstance(loss, eqx.Module) else Code(loss)
 
     def __call__(self, key: PRNGKeyArray, net: Any) -> tuple[Float[Array, ""], Any]:
+        """Value and gradient, nats, at the network."""
         trained, rest = eqx.partition(net, eqx.is_inexact_array)
 
         def climbed(trained):
