@@ -36,11 +36,11 @@ def identity(smc: Any, key: PRNGKeyArray, target: Target, like: PyTree) -> dict[
     return {
         "n_particles": str(smc.n_particles),
         "length": str(target.state_space().length),
-        "key": _digest(key),
-        **{name: _digest(getattr(smc, name)) for name in fields},
-        "model (its code or bound arrays)": _digest(target.model),
-        "args": _digest(target.args),
-        "constraints": _digest(target.constraints),
+        "key": content_digest(key),
+        **{name: content_digest(getattr(smc, name)) for name in fields},
+        "model (its code or bound arrays)": content_digest(target.model),
+        "args": content_digest(target.args),
+        "constraints": content_digest(target.constraints),
         "layout of the state": hashlib.sha256(repr(layout).encode()).hexdigest(),
     }
 
@@ -167,7 +167,7 @@ def _checksum(leaves: list[np.ndarray]) -> int:
     return total
 
 
-def _digest(tree: Any) -> str:
+def content_digest(tree: Any) -> str:
     """Digest of structure, code and arrays that another process computes too."""
     arrays, static = eqx.partition(tree, eqx.is_array)
     digest = hashlib.sha256(_text(jax.tree.structure(static)).encode())

@@ -69,7 +69,7 @@ def run_in_chunks(
         store = Checkpoints(checkpoint, identity(smc, key, target, like), like)
     try:
         with (
-            _interrupts() as interrupted,
+            interrupts() as interrupted,
             bar(length) if progress else contextlib.nullcontext() as show,
         ):
             if store is not None and (found := store.newest()) is not None:
@@ -156,7 +156,7 @@ def _finish(
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[list]:
+def interrupts() -> Iterator[list]:
     """Turn the first interrupt into an entry of a list, which is looked at between chunks."""
     seen: list = []
     if threading.current_thread() is not threading.main_thread():

@@ -15,8 +15,8 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ...ppl.code import Fingerprints
-from ..checkpoint import Checkpoints, _digest
-from ..chunks import _interrupts
+from ..checkpoint import Checkpoints, content_digest
+from ..chunks import interrupts
 from ..progress import bar
 from .baselines import Baseline
 from .estimator import value_and_grad
@@ -148,7 +148,7 @@ def fit(
         store = _Store(checkpoint, _identity(trainer, key, made, frozen, args, every), made)
     try:
         with (
-            _interrupts() as interrupted,
+            interrupts() as interrupted,
             bar(steps, _numbers) if progress else contextlib.nullcontext() as show,
         ):
             if store is not None and (found := store.newest()) is not None:
@@ -238,12 +238,12 @@ def _identity(
     """What a training run is: equal for equal results; without the number of steps."""
     return {
         "every": str(every),
-        "key": _digest(key),
-        "objective, strategies or baseline": _digest((trainer.estimator, start.baseline)),
-        "optimizer": _digest((trainer.init_optimizer, trainer.update_optimizer)),
-        "batches": _digest(trainer.batches),
-        "args": _digest(args),
-        "parameters at the start": _digest((start, frozen)),
+        "key": content_digest(key),
+        "objective, strategies or baseline": content_digest((trainer.estimator, start.baseline)),
+        "optimizer": content_digest((trainer.init_optimizer, trainer.update_optimizer)),
+        "batches": content_digest(trainer.batches),
+        "args": content_digest(args),
+        "parameters at the start": content_digest((start, frozen)),
     }
 
 

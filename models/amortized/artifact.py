@@ -21,9 +21,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, PyTree
 
-from ...inference.checkpoint import _digest
-from ..learned.saving import ArtifactError, digest, save
-from ..learned.saving import _read as read
+from ...inference.checkpoint import content_digest
+from ..learned.saving import ArtifactError, digest, read, save
 
 _PROGRAM, _VERSION = "program", 1
 _PACKAGES = ("feynkac", "jax", "jaxlib", "flax", "equinox", "numpyro")
@@ -58,7 +57,7 @@ class Provenance:
 
 def program_digest(program: Any) -> str:
     """SHA-256 of a program's code (with the globals it names) and arrays; equal in any process."""
-    return _digest(program)
+    return content_digest(program)
 
 
 class Answer(eqx.Module):

@@ -62,7 +62,7 @@ def load(path: str | os.PathLike, like: T, base: PyTree = None) -> T:
     Raises:
         ArtifactError: another base model, other names or shapes of arrays, or no artifact at all.
     """
-    tensors, told = _read(path)
+    tensors, told = read(path)
     if told["base"] and base is None:
         raise ArtifactError(
             f"{path} belongs to a base model: give the model, load(path, like, base=lm)"
@@ -94,7 +94,7 @@ def load(path: str | os.PathLike, like: T, base: PyTree = None) -> T:
 
 def notes(path: str | os.PathLike) -> dict[str, Any]:
     """What was noted when an artifact was saved."""
-    return json.loads(_read(path)[1]["notes"])
+    return json.loads(read(path)[1]["notes"])
 
 
 def _arrays(tree: PyTree) -> dict[str, Any]:
@@ -102,7 +102,8 @@ def _arrays(tree: PyTree) -> dict[str, Any]:
     return {jax.tree_util.keystr(p): leaf for p, leaf in leaves if eqx.is_array(leaf)}
 
 
-def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays by name, and what was told of them; ArtifactError if this is no such file."""
     from safetensors import SafetensorError, safe_open
 
     try:
