@@ -4,6 +4,7 @@ Each is the program itself, a few lines, and beside it an independent rule in pl
 every text of positive weight has to obey.
 """
 
+import itertools
 import json
 import operator
 import re
@@ -14,11 +15,12 @@ from .. import inference, models, ppl
 
 
 class Example(NamedTuple):
-    """A model of texts, what every text must obey, and how many particles it needs."""
+    """A model of texts, what every text must obey, and what its filter needs."""
 
     story: ppl.StateSpace
     obeys: Callable[[str], bool]
     twist: Any = None
+    proposal: Any = None
 
 
 def chat(question: str) -> list[dict[str, str]]:
@@ -99,31 +101,60 @@ def value(text: str) -> int:
     return total
 
 
+def expressions(total: int) -> set[str]:
+    """All expressions of two or three numbers up to 30 with this value."""
+    numbers, out = range(1, 31), set()
+    for count in (2, 3):
+        for terms in itertools.product(numbers, repeat=count):
+            for signs in itertools.product(OPERATORS, repeat=count - 1):
+                parts = [
+                    str(terms[0]),
+                    *(f"{s} {n}" for s, n in zip(signs, terms[1:], strict=True)),
+                ]
+                text = " ".join(parts)
+                if value(text) == total:
+                    out.add(text)
+    return out
+
+
 def expression(lm: models.LanguageModel) -> Example:
-    """An arithmetic expression whose value is 24."""
+    """An arithmetic expression whose value is 24: a rule in Python, asked at every token."""
     prompt = lm.prompt(
         "Ways to make 24:\n12 + 12\n30 - 6\n4 * 6\n2 * 10 + 4\n20 + 7 - 3\n40 - 16\n"
     )
-    form = models.Regex(r"[1-9]\d?( [-+*] [1-9]\d?){1,3}")
-    right = models.Check(lambda text: value(text) == 24)
-    return Example(models.generation(lm, prompt, 16) * form * right, lambda text: eval(text) == 24)
+    right = expressions(24)
+    begun = {text[:i] for text in right for i in range(len(text) + 1)}
+    form = models.Regex(r"[1-9]\d?( [-+*] [1-9]\d?){1,2}")
+    on_the_way = models.Check(lambda text: text in begun, prefixes=True)
+    arrived = models.Check(lambda text: text in right)
+    story = models.generation(lm, prompt, 16) * form * on_the_way * arrived
+    return Example(story, lambda text: eval(text) == 24, proposal=models.rejection(story))
 
 
 def molecule(lm: models.LanguageModel) -> Example:
-    """A molecule in SMILES notation that RDKit can read."""
+    """A molecule in SMILES notation that RDKit can read, of at most 20 characters."""
     from rdkit import Chem, RDLogger  # pyright: ignore[reportMissingImports]
 
     RDLogger.DisableLog("rdApp.*")  # pyright: ignore[reportAttributeAccessIssue]
     prompt = lm.prompt(
-        "SMILES of small molecules:\nCCO\nCC(=O)O\nc1ccccc1O\nCC(=O)Nc1ccc(O)cc1\nCN(C)C=O\n"
-        "CC(C)Cc1ccc(cc1)C(C)C(=O)O\nC1CCNCC1\n"
+        "SMILES of small molecules:\nCCO\nCC(=O)O\nC1CCNCC1\nCN(C)C=O\nNCC(=O)O\nOC1CCCCC1\n"
+        "CC(C)NCC(O)C\n"
     )
-    form = models.Regex(r"[CNOcn()=123]{5,30}")
 
     def valid(text: str) -> bool:
         return Chem.MolFromSmiles(text) is not None
 
-    return Example(models.generation(lm, prompt, 24) * form * models.Check(valid), valid)
+    def possible(text: str) -> bool:
+        """Whether carbons that close what is open give a molecule in time: stricter than needed."""
+        rings = [digit for digit in "123" if text.count(digit) % 2]
+        rest = "C" * text.endswith(("(", "=")) + "".join("CC" + digit for digit in rings)
+        closed = text + rest + ")" * (text.count("(") - text.count(")"))
+        return len(closed) <= 20 and valid(closed)
+
+    form = models.Regex(r"[CNO()=123]{5,20}")
+    rules = models.Check(possible, prefixes=True) * models.Check(valid)
+    story = models.generation(lm, prompt, 21) * form * rules
+    return Example(story, valid, proposal=models.rejection(story))
 
 
 def infilling(lm: models.LanguageModel) -> Example:
@@ -184,4 +215,4 @@ EXAMPLES: dict[str, Callable[[models.LanguageModel], Example]] = {
 
 def algorithm(example: Example, particles: int) -> inference.SMC:
     """The filter for an example."""
-    return inference.SMC(particles, twist=example.twist)
+    return inference.SMC(particles, twist=example.twist, proposal=example.proposal)

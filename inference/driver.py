@@ -26,7 +26,7 @@ from .mapping import Mapping
 from .mcmc.kernel import Kernel
 from .moves import KERNEL, RESAMPLE, TWIST, Independent, Moves
 from .particles import Particles, level_and_size, log_mean_exp, trace_back
-from .population import Population, checked, set_row, site_names
+from .population import Population, checked, get_row, set_row, site_names
 from .record import Record
 from .rejuvenate import past, rejuvenate
 from .resampling import Resampler, effective_sample_size, is_dead
@@ -54,6 +54,11 @@ class Driver(eqx.Module):
         """Number of steps."""
         return self.fk.model.length
 
+    @property
+    def _each(self) -> Int[Array, "n"]:
+        """Particles' numbers; to map over them tells the size even where the state is empty."""
+        return jnp.arange(self.n_particles, dtype=jnp.int32)
+
     def init(self, key: PRNGKeyArray) -> Population:
         """The population after the first move."""
         n = self.n_particles
@@ -68,7 +73,7 @@ class Driver(eqx.Module):
             here = None if retained is None else Retained(retained, i == position)
             return self.moves.init(self.fk, key_move, i, fixed, here)
 
-        moved = self.mapping.over(move, jnp.arange(n))
+        moved = self.mapping.over(move, self._each)
         kept = self._keep(moved)
         row = jax.eval_shape(self._first_row, key, moved.state)
         check_names(moved.log_probs, row[1])
@@ -113,8 +118,8 @@ class Driver(eqx.Module):
         stop = jnp.minimum(start + steps, self.length)
 
         def keyed(key, t, population):
-            kept = None if retained is None else _at(retained, t)
-            return self.step(key, population, t, _at(fixed, t), kept)
+            kept = None if retained is None else get_row(retained, t)
+            return self.step(key, population, t, get_row(fixed, t), kept)
 
         def body(t, population):
             return keyed(jax.random.fold_in(key, t + 1), t, population)
@@ -142,9 +147,7 @@ class Driver(eqx.Module):
 
     def finish(self, population: Population) -> Particles:
         """Weigh what is unfinished by `at_length`, and read the lineages."""
-        # The index gives the population its size when the state is empty.
-        each = jnp.arange(self.n_particles)
-        ending = self.mapping.over(lambda i, state: self.fk.end(state), each, population.state)
+        ending = self.mapping.over(lambda i, x: self.fk.end(x), self._each, population.state)
         log_weights = population.log_weights + ending
         # Dying here is dying at the last step's end.
         status = population.status
@@ -154,7 +157,7 @@ class Driver(eqx.Module):
         status = status.then(is_dead(log_weights), DEAD, self.length)
         log_evidence, ess = level_and_size(log_weights)
         pointers = population.ancestors if self.kernel is None else population.pointers
-        lineage = trace_back(pointers, jnp.arange(self.n_particles, dtype=jnp.int32))
+        lineage = trace_back(pointers, self._each)
         store, states = dict(population.store), {}
         if "record" in store:
             seen = jnp.concatenate([lineage[:1], lineage[1:][self.record.rows(self.length)]])
@@ -206,7 +209,7 @@ class Driver(eqx.Module):
             moved = self.moves.step(self.fk, key, i, fixed, state, t, here)
             return moved, ~self.fk.model.finished(state)
 
-        moved, active = self.mapping.over(move, jnp.arange(self.n_particles), population.state)
+        moved, active = self.mapping.over(move, self._each, population.state)
         alive = ~jnp.isneginf(log_weights)
         # A weight of zero stays zero, even where what follows from the impossible is NaN.
         log_weights = jnp.where(alive, log_weights + moved.log_potential, -jnp.inf)
@@ -268,7 +271,7 @@ class Driver(eqx.Module):
             def psi(i, state):
                 return self.fk.log_psi(particle_key(key, i), state, t)
 
-            log_psi = self.mapping.over(psi, jnp.arange(self.n_particles), population.state)
+            log_psi = self.mapping.over(psi, self._each, population.state)
             log_psi = log_psi.astype(log_weights.dtype)
             wrong = jnp.any(alive & (jnp.isnan(log_psi) | jnp.isposinf(log_psi)))
             status = status.then(wrong, NAN, t - 1, len(status.sites) - 1)
@@ -386,15 +389,10 @@ class Driver(eqx.Module):
         retained = None
         if self.retained is not None:
             kept = self.fk.split(self.retained)[1]
-            retained = Retained(_at(kept, 0), jnp.ones((), bool))
+            retained = Retained(get_row(kept, 0), jnp.ones((), bool))
 
         def move(i, state):
-            return self.fk.step(key, _at(fixed, 0), state, jnp.int32(0), retained)
+            return self.fk.step(key, get_row(fixed, 0), state, jnp.int32(0), retained)
 
-        moved = jax.vmap(move)(jnp.arange(self.n_particles), state)
+        moved = jax.vmap(move)(self._each, state)
         return self._keep(moved), moved.log_probs
-
-
-def _at(given: Given, t: Int[Array, ""] | int) -> Given:
-    """Row t of given values of steps."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, t, 0, keepdims=False), given)

@@ -16,6 +16,7 @@ from ..ppl.target import Target, as_target
 from .batch import over_targets
 from .importance import Importance
 from .particles import Particles
+from .population import get_row
 from .smc import SMC
 
 
@@ -156,7 +157,7 @@ def _metered(smc: SMC, key: PRNGKeyArray, target: Target, counters: tuple):
 
     def go(carry):
         t, before, spent = carry
-        given = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, t, 0, False), fixed)
+        given = get_row(fixed, t)
         after = driver.step(jax.random.fold_in(key, t + 1), before, t, given, None)
         moved = after.lengths - before.lengths[after.ancestors[t]]  # one for who was not finished
         counted = [moved]

@@ -46,6 +46,11 @@ class Population(eqx.Module):
         return self.log_weights if self.log_priority is None else self.log_priority
 
 
+def get_row(tree: PyTree, t: Int[Array, ""] | int) -> PyTree:
+    """Row t of every leaf."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, t, 0, keepdims=False), tree)
+
+
 def set_row(buffer: PyTree, t: Int[Array, ""], row: PyTree) -> PyTree:
     """Write `row` at index t of every leaf, in place inside a loop."""
     return jax.tree.map(

@@ -25,6 +25,7 @@ from ..driver import Driver
 from ..mcmc.kernel import Kernel
 from ..mcmc.transition import COMPLETE, at
 from ..moves import Independent
+from ..population import get_row
 from ..smc import SMC
 from ..smoothing.forward import filtering
 
@@ -69,10 +70,8 @@ class Remembered(Independent):
 
     def step(self, fk, key, i, given, state, t, retained):
         """See `Moves.step`."""
-        row = jax.tree.map(
-            lambda x: jax.lax.dynamic_index_in_dim(x, t, 0, keepdims=False), self.later
-        )
-        return fk.step(particle_key(key, i), given, state, t, _knowing(retained, row))
+        known = _knowing(retained, get_row(self.later, t))
+        return fk.step(particle_key(key, i), given, state, t, known)
 
 
 def _knowing(retained: Retained | None, log_probs: Any) -> Retained | None:

@@ -15,7 +15,7 @@ from ...ppl.partial import total
 from ...ppl.status import DEAD, NAN, Status
 from ...ppl.target import Target
 from ..particles import trace_back
-from ..population import buffers, set_row
+from ..population import buffers, get_row, set_row
 from ..rejuvenate import past
 from .path import Beams, Path
 
@@ -66,7 +66,7 @@ def grow(search: Any, key: PRNGKeyArray, target: Target) -> Beams:
 
     def go(carry):
         t, front = carry
-        given = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, t, 0, False), later)
+        given = get_row(later, t)
         return t + 1, _grown(search, fk, jax.random.fold_in(key, t + 1), given, front, t)
 
     if model.length:

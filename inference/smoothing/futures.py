@@ -17,7 +17,7 @@ from ...ppl.generative import Request, likelihood
 from ...ppl.partial import Given, overlay, spelled, total
 from ..driver import Driver
 from ..mapping import Vmap
-from .stepping import at
+from ..population import get_row
 
 
 class Followed(eqx.Module):
@@ -31,7 +31,7 @@ class Followed(eqx.Module):
 def follow(driver: Driver, state: PyTree, t: Int[Array, ""], chosen: Given) -> Followed:
     """Step t from `state` with all its choices given: the new state and what gamma gains."""
     target = driver.target
-    fixed = at(driver.fk.split(target.constraints)[1], t)
+    fixed = get_row(driver.fk.split(target.constraints)[1], t)
     given = overlay(fixed, chosen)
     out = driver.fk.model.advance(None, given, state, t, target.args, Request(complete=True))
     score = total(out.log_probs)
@@ -80,7 +80,7 @@ def log_future_ratios(
 
     def go(carry):
         s, states, ratio, open_ = carry
-        chosen = at(future, s)
+        chosen = get_row(future, s)
         out = mapping.over(lambda i, x: follow(driver, x, s, chosen), each, states)
         alike = [
             jnp.all((a == a[reference][None]).reshape(n, -1), axis=1)

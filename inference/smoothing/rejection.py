@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...ppl.combinators.branches import any_member
+from ..population import get_row
 from .backward import Backward, Exact
 from .failure import BOUND, MEMORY, Failure
 from .futures import follow
-from .stepping import at
 
 
 class Rejection(Backward):
@@ -37,7 +37,7 @@ class Rejection(Backward):
         key_exact, key_tries = jax.random.split(key)
         driver, t = moment.forward.driver, moment.t
         bound = self.log_bound if self.log_bound.ndim == 0 else self.log_bound[t]
-        chosen = at(moment.future, t)
+        chosen = get_row(moment.future, t)
         parent = jax.tree.map(lambda x: x[moment.parent], moment.states)
         true = follow(driver, parent, t, chosen)
 

@@ -11,9 +11,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from ...ppl.combinators.branches import any_member
 from ...ppl.errors import ProgramError
 from ...ppl.hot import drop_hot, is_hot
-from ...ppl.partial import Given
 from ..driver import Driver
-from ..population import Population, buffers, set_row
+from ..population import Population, buffers, get_row, set_row
 
 Before = Callable[[PRNGKeyArray, Population, Int[Array, ""]], Population]
 
@@ -26,11 +25,6 @@ class Rows(eqx.Module):
 
     states: PyTree
     log_weights: Float[Array, "*moves n"]
-
-
-def at(tree: Given, t: Int[Array, ""] | int) -> Given:
-    """Row t of every leaf."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, t, 0, keepdims=False), tree)
 
 
 def constant_memory(population: Population) -> Population:
@@ -122,8 +116,8 @@ def step(
 ) -> Population:
     """Step t of the filter, its key given."""
     _, fixed = driver.fk.split(driver.target.constraints)
-    retained = None if driver.retained is None else at(driver.fk.split(driver.retained)[1], t)
-    return driver.step(key, population, t, at(fixed, t), retained)
+    retained = None if driver.retained is None else get_row(driver.fk.split(driver.retained)[1], t)
+    return driver.step(key, population, t, get_row(fixed, t), retained)
 
 
 def final_log_weights(

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from ...ppl.code import Code
 from ...ppl.compiled import compiled
 from ...ppl.partial import as_given, overlay, total
+from ..population import get_row
 from .failure import RUN, Failure
 from .forward import Forward
 from .marginals import Marginals, normalized
-from .stepping import at
 
 
 def two_filter(forward: Forward, information: Forward, log_prior: Callable) -> Marginals:
@@ -43,7 +43,7 @@ def _two_filter(forward: Forward, information: Forward, log_prior: Code) -> Marg
         chosen = jax.tree.map(lambda x: x[s], information.store)
 
         def to(choices):
-            given = overlay(at(fixed, t), as_given(choices))
+            given = overlay(get_row(fixed, t), as_given(choices))
 
             def from_(before):
                 out = driver.fk.model.advance(None, given, before, t, driver.target.args)

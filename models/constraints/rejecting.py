@@ -13,7 +13,7 @@ from ...ppl.proposal import Proposal
 from ...ppl.state_space import Keep
 from ..language.writing import Generation, Text, constrained
 from ..rewards.check import Check
-from .rejection import Geometric, Recursive, RejectionToken, TextCheck
+from .rejection_token import Geometric, Recursive, RejectionToken, TextCheck
 
 
 def rejection(

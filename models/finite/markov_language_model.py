@@ -54,6 +54,7 @@ class MarkovLanguageModel(LanguageModel):
         token: Int[Array, ""],
         slot: Int[Array, ""],
         write: bool | Bool[Array, ""] = True,
+        live: bool | Bool[Array, ""] = True,
     ) -> State:
         """See `LanguageModel.advance`."""
         written, logits = state.marked(slot, write), self.table[token]

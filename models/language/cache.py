@@ -8,6 +8,7 @@ Shapes: H key-value heads, G query heads for each, D the head dimension, S slots
 T query tokens.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-BUCKET = 16
+BUCKET = 32
 _MASKED = -1e30
 
 Query = Float[Array, "H G T D"]
@@ -48,33 +49,49 @@ def attend(query: Query, cache: Cache, visible: Bool[Array, "T S"]) -> Part:
     return Part(top, jnp.sum(weights, axis=-1), output)
 
 
-def merge(one: Part, other: Part) -> Float[Array, "H G T D"]:
-    """Softmax attention over the slots of both parts; one of them must see a slot."""
-    top = jnp.maximum(one.top, other.top)
-    a, b = jnp.exp(one.top - top), jnp.exp(other.top - top)
-    total = a * one.total + b * other.total
-    return (a[..., None] * one.output + b[..., None] * other.output) / total[..., None]
+def merge(*parts: Part) -> Float[Array, "H G T D"]:
+    """Softmax attention over the slots of all parts; one of them must see a slot."""
+    top = functools.reduce(jnp.maximum, [part.top for part in parts])
+    shares = [jnp.exp(part.top - top) for part in parts]
+    total = sum(a * part.total for a, part in zip(shares, parts, strict=True))
+    output = sum(a[..., None] * part.output for a, part in zip(shares, parts, strict=True))
+    return output / total[..., None]  # pyright: ignore[reportIndexIssue, reportOperatorIssue]
 
 
 def attend_filled(
-    query: Query, cache: Cache, slot: Int[Array, ""], written: Bool[Array, "S"] | None = None
+    query: Query,
+    cache: Cache,
+    filled: Int[Array, ""],
+    written: Bool[Array, "S"] | None = None,
+    row: Int[Array, ""] | None = None,
 ) -> Part:
-    """Attention of one query (T = 1) over suffix slots 0, ..., `slot`; those `written`, if given.
+    """Attention of one query (T = 1) over the first `filled` slots of a suffix, or none.
 
-    Only the filled slots, rounded up to a bucket of 16, are read. `slot` must not be batched under
-    `vmap`: then the choice of bucket stays a branch.
+    Only those, rounded up to 32 times a power of two, are read; of them the `written`, if given.
+    `filled` must not be batched under `vmap`: then the choice of size stays a branch. With a
+    `row`, the cache is that row of an array of caches, of which no more is copied.
     """
-    slots = cache.keys.shape[1]
+    slots = cache.keys.shape[-2]
 
     def over(size: int) -> Part:
-        visible = (jnp.arange(size, dtype=slot.dtype) <= slot)[None, :]
+        visible = (jnp.arange(size, dtype=filled.dtype) < filled)[None, :]
         if written is not None:
             visible = visible & written[None, :size]
-        return attend(query, Cache(cache.keys[:, :size], cache.values[:, :size]), visible)
+        return attend(query, Cache(*(_first(x, size, row) for x in cache)), visible)
 
-    sizes = [min(size, slots) for size in range(BUCKET, slots + BUCKET, BUCKET)]
-    branches = [lambda size=size: over(size) for size in sizes]
-    return jax.lax.switch(slot // BUCKET, branches)
+    sizes = [BUCKET]
+    while sizes[-1] < slots:
+        sizes.append(2 * sizes[-1])
+    branches = [lambda size=size: over(min(size, slots)) for size in sizes]
+    return jax.lax.switch(sum((filled > size).astype(int) for size in sizes[:-1]), branches)
+
+
+def _first(x: Array, size: int, row: Int[Array, ""] | None) -> Float[Array, "H T D"]:
+    if row is None:
+        return x[:, :size]
+    zero = jnp.zeros_like(row)
+    shape = (1, x.shape[1], size, x.shape[3])
+    return jax.lax.dynamic_slice(x, (row, zero, zero, zero), shape)[0]
 
 
 def write(

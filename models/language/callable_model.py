@@ -76,6 +76,7 @@ class CallableModel(LanguageModel):
         token: Int[Array, ""],
         slot: Int[Array, ""],
         write: bool | Bool[Array, ""] = True,
+        live: bool | Bool[Array, ""] = True,
     ) -> State:
         """See `LanguageModel.advance`."""
         written = state.marked(slot, write)

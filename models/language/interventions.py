@@ -194,11 +194,13 @@ class Changed(LanguageModel):
         token: Int[Array, ""],
         slot: Int[Array, ""],
         write: bool | Bool[Array, ""] = True,
+        live: bool | Bool[Array, ""] = True,
     ) -> State:
         """See `LanguageModel.advance`."""
         inner, memory = state.cache
         return self._state(
-            self.base.advance(prefix, inner, token, slot, write), self._moved(memory, token, write)
+            self.base.advance(prefix, inner, token, slot, write, live),
+            self._moved(memory, token, write),
         )
 
     def replay(

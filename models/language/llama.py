@@ -7,6 +7,7 @@ Layers are unrolled and each has a cache of its own, so that XLA writes them in 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,9 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .cache import Cache, Part, Query, attend, attend_filled, merge, write
 from .protocol import LanguageModel, Prefix, State
+from .sharing import once_for_equal
 from .tokenizer import Tokenizer
 
 _HEAD_BLOCK = 16
+_NONE = -1
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,13 @@ class LlamaConfig:
     rope_base: float = 10000.0
     norm_eps: float = 1e-5
     context: int = 2048
+
+
+class Memory(NamedTuple):
+    """What a state remembers of its text: a cache for each layer, and the tokens, -1 at no slot."""
+
+    layers: tuple[Cache, ...]
+    tokens: Int[Array, "S"]
 
 
 class Adapted(eqx.Module):
@@ -87,7 +97,7 @@ class Llama(LanguageModel):
     """A decoder with its weights; `head` None means that the embedding is the head (tied).
 
     The prefix cache is a tuple of keys and values [kv_head, bucket, head_dim], one a layer; that of
-    a state has `max_tokens` slots instead, rounded up to a multiple of 16.
+    a state is a `Memory` with `max_tokens` slots instead, rounded up to a multiple of 16.
     """
 
     embedding: Float[Array, "V d"]
@@ -115,9 +125,10 @@ class Llama(LanguageModel):
         """Largest number of prompt and suffix tokens."""
         return self.config.context
 
-    def _empty(self, slots: int) -> tuple[Cache, ...]:
+    def _empty(self, slots: int) -> Memory:
         empty = jnp.zeros((self.config.kv_heads, slots, self.config.head_dim), self.embedding.dtype)
-        return tuple(Cache(empty, empty) for _ in self.layers)
+        layers = tuple(Cache(empty, empty) for _ in self.layers)
+        return Memory(layers, jnp.full(slots, _NONE, jnp.int32))
 
     def _read(self, x: Float[Array, "*T d"]) -> tuple[Float[Array, "*T V"], Float[Array, "*T d"]]:
         """Logits, and the vectors that they are read from."""
@@ -129,43 +140,38 @@ class Llama(LanguageModel):
         self,
         tokens: Int[Array, "T"],
         positions: Int[Array, "T"],
-        slot: Int[Array, ""],
-        caches: tuple[Cache, ...],
         attention: Callable[[int, Query, Cache], Array],
     ) -> tuple[Float[Array, "T d"], tuple[Cache, ...]]:
-        """Run T tokens through the layers, writing their keys and values from `slot` on."""
+        """Run T tokens through the layers: vectors, and their keys and values in each layer."""
         c, size = self.config, tokens.shape[0]
         x = self.embedding[tokens]
-        written = []
-        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
+        own = []
+        for index, layer in enumerate(self.layers):
             h = _norm(x, layer.attention_norm, c.norm_eps)
             query = _times(h, layer.query).reshape(size, c.heads, c.head_dim)
             key = _times(h, layer.key).reshape(size, c.kv_heads, c.head_dim)
             value = _times(h, layer.value).reshape(size, c.kv_heads, c.head_dim)
             query = _rotate(query, positions, c.rope_base)
             key = _rotate(key, positions, c.rope_base)
-            cache = write(cache, key.swapaxes(0, 1), value.swapaxes(0, 1), slot)
+            new = Cache(key.swapaxes(0, 1), value.swapaxes(0, 1))
             grouped = query.reshape(size, c.kv_heads, -1, c.head_dim).transpose(1, 2, 0, 3)
-            mixed = attention(index, grouped, cache).transpose(2, 0, 1, 3).reshape(size, -1)
+            mixed = attention(index, grouped, new).transpose(2, 0, 1, 3).reshape(size, -1)
             x = x + _times(mixed, layer.output)
             h = _norm(x, layer.mlp_norm, c.norm_eps)
             gated = jax.nn.silu(_times(h, layer.gate)) * _times(h, layer.up)
             x = x + _times(gated, layer.down)
-            written.append(cache)
-        return x, tuple(written)
+            own.append(new)
+        return x, tuple(own)
 
     def prefill(self, tokens: Int[Array, "bucket"], length: Int[Array, ""]) -> Prefix:
         """See `LanguageModel.prefill`."""
-        size = tokens.shape[0]
-        positions = jnp.arange(size, dtype=jnp.int32)
+        positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)
         causal = positions[None, :] <= positions[:, None]
 
-        def attention(index: int, query: Query, cache: Cache) -> Array:
-            part = attend(query, cache, causal)
-            return part.output / part.total[..., None]
+        def attention(index: int, query: Query, own: Cache) -> Array:
+            return merge(attend(query, own, causal))
 
-        zero = jnp.zeros((), jnp.int32)
-        x, caches = self._decode(tokens, positions, zero, self._empty(size), attention)
+        x, caches = self._decode(tokens, positions, attention)
         return Prefix(caches, length, *self._read(x[length - 1]))
 
     def join(
@@ -179,9 +185,9 @@ class Llama(LanguageModel):
     def start(self, prefix: Prefix, max_tokens: int, gaps: bool = False) -> State:
         """See `LanguageModel.start`."""
         self.check_room(prefix, max_tokens)
-        slots = _slots(max_tokens)
-        written = jnp.zeros(slots, bool) if gaps else None
-        return State(prefix.logits, self._empty(slots), prefix.hidden, written)
+        memory = self._empty(_slots(max_tokens))
+        written = jnp.zeros(memory.tokens.shape, bool) if gaps else None
+        return State(prefix.logits, memory, prefix.hidden, written)
 
     def advance(
         self,
@@ -190,23 +196,49 @@ class Llama(LanguageModel):
         token: Int[Array, ""],
         slot: Int[Array, ""],
         write: bool | Bool[Array, ""] = True,
+        live: bool | Bool[Array, ""] = True,
     ) -> State:
-        """See `LanguageModel.advance`."""
-        slot = slot.astype(jnp.int32)
+        """See `LanguageModel.advance`; the layers run once for particles with the same text."""
+        slot, memory = slot.astype(jnp.int32), state.cache
         written = state.marked(slot, write)
         before = slot if state.written is None else jnp.sum(state.written, dtype=jnp.int32)
-
-        def attention(index: int, query: Query, cache: Cache) -> Array:
-            own = attend_filled(query, cache, slot, written)
-            return merge(self._over_prefix(prefix, index, query), own)
-
-        positions = (prefix.length + before)[None]
-        x, caches = self._decode(token[None], positions, slot, state.cache, attention)
-        logits, hidden = self._read(x[0])
+        tokens = memory.tokens.at[slot].set(jnp.where(write, token, _NONE))
+        length, place = prefix.length, prefix.place
+        text = jnp.concatenate([tokens, length[None], *([] if place is None else [place[None]])])
+        out, hidden, own = once_for_equal(
+            Llama._append,
+            (self, prefix.cache, slot),
+            (token, length + before, length, place, state.written),
+            memory.layers,
+            text.astype(jnp.int32),
+            jnp.asarray(live) & write,
+        )
+        layers = _written(memory.layers, own, slot)
         if write is not True:
-            logits = jnp.where(write, logits, state.logits)
+            out = jnp.where(write, out, state.logits)
             hidden = hidden if state.hidden is None else jnp.where(write, hidden, state.hidden)
-        return State(logits, caches, hidden, written)
+        return State(out, Memory(layers, tokens), hidden, written)
+
+    @staticmethod
+    @jax.jit
+    def _append(
+        common: tuple, own: tuple, layers: tuple[Cache, ...], row: Int[Array, ""] | None
+    ) -> tuple[Array, Array, tuple[Cache, ...]]:
+        """Logits after one more token, their vector, and the token's keys and values."""
+        lm, prompt, slot = common
+        token, position, length, place, written = own
+
+        def attention(index: int, query: Query, new: Cache) -> Array:
+            return merge(
+                _over_prompt(query, prompt[index], length, place),
+                attend_filled(query, layers[index], slot, written, row),
+                attend(query, new, jnp.ones((1, 1), bool)),
+            )
+
+        x, new = lm._decode(token[None], position[None], attention)
+        # Zero, but known only after all reading: then XLA writes keys and values in place.
+        after = 0.0 * x[0, 0]
+        return *lm._read(x[0]), jax.tree.map(lambda y: y + after, new)
 
     def replay(
         self, prefix: Prefix, tokens: Int[Array, "T"], count: Int[Array, ""], max_tokens: int
@@ -217,16 +249,20 @@ class Llama(LanguageModel):
         self.check_room(prefix, max_tokens)
         if tokens.shape[0] == 0:
             return self.start(prefix, max_tokens)
-        x, caches = self._suffix(prefix, tokens, _slots(max_tokens))
+        x, own = self._suffix(prefix, tokens)
+        zero, memory = jnp.zeros((), jnp.int32), self._empty(_slots(max_tokens))
+        layers = _written(memory.layers, own, zero)
+        slots = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+        read = jnp.where(slots < count, tokens.astype(jnp.int32), _NONE)
+        memory = Memory(layers, memory.tokens.at[: tokens.shape[0]].set(read))
         logits, hidden = self._read(x[jnp.maximum(count - 1, 0)])
         if prefix.hidden is not None:
             hidden = jnp.where(count == 0, prefix.hidden, hidden)
-        return State(jnp.where(count == 0, prefix.logits, logits), caches, hidden)
+        return State(jnp.where(count == 0, prefix.logits, logits), memory, hidden)
 
     def log_probs(self, prefix: Prefix, tokens: Int[Array, "T"]) -> Float[Array, "T"]:
         """See `LanguageModel.log_probs`."""
-        size = tokens.shape[0]
-        x, _ = self._suffix(prefix, tokens, size)
+        x, _ = self._suffix(prefix, tokens)
 
         def scored(inputs: tuple[Array, Array]) -> Array:
             hidden, token = inputs
@@ -238,25 +274,33 @@ class Llama(LanguageModel):
         return jnp.concatenate([first[None], rest])
 
     def _suffix(
-        self, prefix: Prefix, tokens: Int[Array, "T"], slots: int
+        self, prefix: Prefix, tokens: Int[Array, "T"]
     ) -> tuple[Float[Array, "T d"], tuple[Cache, ...]]:
         steps = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-        causal = jnp.arange(slots, dtype=jnp.int32)[None, :] <= steps[:, None]
+        causal = steps[None, :] <= steps[:, None]
 
-        def attention(index: int, query: Query, cache: Cache) -> Array:
-            return merge(self._over_prefix(prefix, index, query), attend(query, cache, causal))
+        def attention(index: int, query: Query, own: Cache) -> Array:
+            prompt = _over_prompt(query, prefix.cache[index], prefix.length, prefix.place)
+            return merge(prompt, attend(query, own, causal))
 
-        zero = jnp.zeros((), jnp.int32)
-        return self._decode(tokens, prefix.length + steps, zero, self._empty(slots), attention)
+        return self._decode(tokens, prefix.length + steps, attention)
 
-    def _over_prefix(self, prefix: Prefix, index: int, query: Query) -> Part:
-        cache = prefix.cache[index]
-        slots = cache.keys.shape[1]
-        number = jnp.arange(slots, dtype=jnp.int32)
-        visible = number < prefix.length
-        if prefix.place is not None:
-            visible = (number >= prefix.place) & (number < prefix.place + prefix.length)
-        return attend(query, cache, jnp.broadcast_to(visible, (query.shape[2], slots)))
+
+def _over_prompt(
+    query: Query, cache: Cache, length: Int[Array, ""], place: Int[Array, ""] | None
+) -> Part:
+    slots = cache.keys.shape[1]
+    number = jnp.arange(slots, dtype=jnp.int32)
+    first = jnp.zeros((), jnp.int32) if place is None else place
+    visible = (number >= first) & (number < first + length)
+    return attend(query, cache, jnp.broadcast_to(visible, (query.shape[2], slots)))
+
+
+def _written(
+    layers: tuple[Cache, ...], own: tuple[Cache, ...], slot: Int[Array, ""]
+) -> tuple[Cache, ...]:
+    pairs = zip(layers, own, strict=True)
+    return tuple(write(old, new.keys, new.values, slot) for old, new in pairs)
 
 
 def _slots(max_tokens: int) -> int:

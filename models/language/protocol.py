@@ -121,11 +121,13 @@ class LanguageModel(eqx.Module):
         token: Int[Array, ""],
         slot: Int[Array, ""],
         write: bool | Bool[Array, ""] = True,
+        live: bool | Bool[Array, ""] = True,
     ) -> State:
         """Append `token` at suffix slot number `slot` (the same for all particles, and ascending).
 
         Where `write` is false nothing is appended: the slot stays empty and the logits as they
-        were. That needs a state with gaps.
+        were. That needs a state with gaps. Where `live` is false the new state is never read, as of
+        a text that has ended: it is unspecified, and the network need not run.
         """
 
     @abc.abstractmethod

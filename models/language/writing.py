@@ -40,11 +40,22 @@ class Text(eqx.Module):
         return Text(Hot(state), jnp.full((), lm.eos, jnp.int32), jnp.zeros((), bool))
 
     def write(
-        self, lm: LanguageModel, prefix: Prefix, token: Int[Array, ""], t: Int[Array, ""]
+        self,
+        lm: LanguageModel,
+        prefix: Prefix,
+        token: Int[Array, ""],
+        t: Int[Array, ""],
+        final: bool = False,
     ) -> "Text":
-        """The state after `token` at step t; the end-of-text token ends it."""
-        state = lm.advance(prefix, self.hot.value, token, t)
-        return Text(Hot(state), token.astype(jnp.int32), token == lm.eos, self.carried)
+        """The state after `token` at step t; the end-of-text token ends it.
+
+        With `final` nothing is read of a text that has ended, and the network need not run for it:
+        only where the state-space model is `done` then.
+        """
+        ended = token == lm.eos
+        live = ~(self.ended | ended) if final else True
+        state = lm.advance(prefix, self.hot.value, token, t, live=live)
+        return Text(Hot(state), token.astype(jnp.int32), ended, self.carried)
 
 
 def ended(text: Text) -> Bool[Array, ""]:
@@ -91,13 +102,13 @@ class Generation(StateSpace):
             law = Token(text.logits / (temperature[t] if temperature.ndim else temperature))
             if potential is None:
                 token = ctx.sample("token", law)
-                return text.write(lm, prefix, token, t)
+                return text.write(lm, prefix, token, t, final=True)
             remaining = max_tokens - t if limited else None
             guided, favour = constrained(law, potential.log_next(text.carried, remaining))
             token = ctx.sample("token", guided)
             carried, gain = potential.weigh(text.carried, token, token == lm.eos, remaining, text)
             ctx.factor("potential", corrected(law, guided, favour, token, gain))
-            text = text.write(lm, prefix, token, t)
+            text = text.write(lm, prefix, token, t, final=True)
             return eqx.tree_at(lambda x: x.carried, text, carried, is_leaf=lambda x: x is None)
 
         def replay(choices: Choices, t, lm, prefix, temperature, potential):
@@ -204,7 +215,7 @@ def rebuilt(
     lm: LanguageModel, prefix: Prefix, tokens: Int[Array, "T"], t: Int[Array, ""], max_tokens: int
 ) -> Text:
     """The state after the first t of `tokens`, by one teacher-forced pass."""
-    steps = jnp.arange(tokens.shape[0])
+    steps = jnp.arange(tokens.shape[0], dtype=jnp.int32)
     over = jnp.any((tokens == lm.eos) & (steps < t))
     state: State = lm.replay(prefix, tokens, t, max_tokens)
     last = jnp.where(t > 0, tokens[jnp.maximum(t - 1, 0)], lm.eos).astype(jnp.int32)

@@ -73,17 +73,18 @@ def test_temporary_memory(case):
 
 
 def test_the_cost_of_waste_is_seen(dsl_cost, lm, case):
-    """A state that is not `Hot` is frozen for particles that have ended: caches are selected."""
+    """A step that looks at the logits after the likeliest token: a second forward pass."""
     prefix = lm.prompt([3, 1, 4, 1, 5])
 
     def init(ctx, lm, prefix):
         text = models.Text.start(lm, prefix, LENGTH)
-        return text.hot.value, text.ended
+        return text.hot, text.ended
 
     def step(ctx, state, t, lm, prefix):
-        model, ended = state
-        token = ctx.sample("token", ppl.Token(model.logits / 0.8))
-        return lm.advance(prefix, model, token, t), token == lm.eos
+        model = state[0].value
+        ahead = lm.advance(prefix, model, jnp.argmax(model.logits).astype(jnp.int32), t)
+        token = ctx.sample("token", ppl.Token(model.logits + 0.1 * ahead.logits))
+        return ppl.Hot(lm.advance(prefix, model, token, t)), token == lm.eos
 
     story = ppl.bind(ppl.StateSpace(init, step, LENGTH, done=lambda s: s[1]), lm, prefix)
     key = jax.random.key(0)

@@ -8,8 +8,8 @@ from oracles.host_texts import LM, PROMPT, VOCABULARY, closable, log_evidence, z
 
 from feynkac import inference, models, ppl
 from feynkac.models.constraints.rejecting import rejection
-from feynkac.models.constraints.rejection import RejectionToken
 from feynkac.models.constraints.rejection_forms import Geometric, Recursive
+from feynkac.models.constraints.rejection_token import RejectionToken
 from feynkac.models.constraints.urn import Urn
 from feynkac.models.rewards.check import Check
 

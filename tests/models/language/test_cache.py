@@ -35,14 +35,25 @@ def test_merged_parts_equal_dense_attention(arrays, length):
     @jax.jit
     def two_parts(slot):
         visible = (jnp.arange(P) < length)[None, :]
-        return merge(attend(query, prefix, visible), attend_filled(query, suffix, slot))
+        return merge(attend(query, prefix, visible), attend_filled(query, suffix, slot + 1))
 
-    for slot in (0, 15, 16, 31, 39):
+    for slot in (0, 15, 16, 31, 32, 39):
         expected = dense(
             query,
             *(np.concatenate([prefix[i][:, :length], suffix[i][:, : slot + 1]], 1) for i in (0, 1)),
         )
         np.testing.assert_allclose(two_parts(jnp.int32(slot)), expected, rtol=2e-5, atol=2e-6)
+
+
+def test_a_row_of_caches(arrays):
+    query, _, suffix = arrays
+    every = Cache(*(jnp.stack([jnp.zeros_like(x), x, -x]) for x in suffix))
+    written = jnp.arange(S) % 3 > 0
+    for filled in (1, 32, 33, S):
+        one = attend_filled(query, suffix, jnp.int32(filled), written)
+        row = attend_filled(query, every, jnp.int32(filled), written, jnp.int32(1))
+        for a, b in zip(one, row, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 def test_masked_slots_have_weight_zero(arrays):

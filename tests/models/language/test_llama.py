@@ -97,7 +97,8 @@ def test_replay_equals_advance(lm, suffix):
         expected = prefix.logits if count == 0 else states.logits[count - 1]
         np.testing.assert_allclose(state.logits, expected, atol=1e-5)
         if count:
-            pairs = zip(*map(jax.tree.leaves, (state.cache, states.cache)), strict=True)
+            caches = (state.cache.layers, states.cache.layers)
+            pairs = zip(*map(jax.tree.leaves, caches), strict=True)
             for got, want in pairs:
                 np.testing.assert_allclose(got[:, :count], want[count - 1, :, :count], atol=1e-5)
 
@@ -143,8 +144,8 @@ def particles(lm, prefix, tokens):
 
 
 @pytest.mark.x64
-def test_vmap_equals_loop_and_stores_the_prompt_once(lm):
-    n = 4
+@pytest.mark.parametrize("n", [4, 16])
+def test_vmap_equals_loop_and_stores_the_prompt_once(lm, n):
     prefix = lm.prompt(PROMPT, bucket=16)
     tokens = jax.random.randint(jax.random.key(3), (n, 32), 0, V, jnp.int32)
     compiled = jax.jit(particles).lower(lm, prefix, tokens).compile()
@@ -152,7 +153,9 @@ def test_vmap_equals_loop_and_stores_the_prompt_once(lm):
     for i in range(n):
         alone = advance_all(lm, prefix, tokens[i], 32)
         np.testing.assert_allclose(state.logits[i], alone.logits[-1], atol=1e-5)
-        np.testing.assert_allclose(state.cache[1].keys[i], alone.cache[1].keys[-1], atol=1e-5)
+        np.testing.assert_allclose(
+            state.cache.layers[1].keys[i], alone.cache.layers[1].keys[-1], atol=1e-5
+        )
 
     c, text = lm.config, compiled.as_text()
     replicated = rf"f\d+\[{n},{c.kv_heads},16,{c.head_dim}\]\S* broadcast"
@@ -202,7 +205,7 @@ def test_bad_prompts(lm, prompt, message):
 
 def test_no_room(lm):
     prefix = lm.prompt([1] * 100, bucket=16)
-    assert lm.start(prefix, 28).cache[0].keys.shape[1] == 32
+    assert lm.start(prefix, 28).cache.layers[0].keys.shape[1] == 32
     with pytest.raises(ValueError, match="exceed the context of 128"):
         lm.start(prefix, 29)
     with pytest.raises(ValueError, match="exceed the context of 128"):
