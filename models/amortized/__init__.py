@@ -35,6 +35,7 @@ from .icl import strategy as strategy
 from .icl_tasks import Pool as Pool
 from .icl_tasks import Task as Task
 from .icl_tasks import pool as pool
+from .lookahead import lookahead as lookahead
 from .meta_prior import MetaPrior as MetaPrior
 from .meta_prior import Problem as Problem
 from .meta_prior import meta_prior as meta_prior
@@ -45,6 +46,7 @@ from .pfn import PFN as PFN
 from .pfn import Posterior as Posterior
 from .posterior import NeuralPosterior as NeuralPosterior
 from .posterior_loss import PosteriorLoss as PosteriorLoss
+from .pretrained import pretrained as pretrained
 from .refit import LinearDynamics as LinearDynamics
 from .refit import SampledDynamics as SampledDynamics
 from .refit import refit as refit

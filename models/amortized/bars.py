@@ -1,7 +1,7 @@
 """A distribution on the reals as bars of given borders: the output of a network for regression.
 
 Mueller, Hollmann, Pineda Arango, Grabocka and Hutter (2022), "Transformers can do Bayesian
-inference", section 4 (the Riemann distribution): borders are quantiles of the prior, the two
+inference", section 4 (the Riemann distribution): borders are from draws of the prior, and the two
 outermost bars are half-normals that have half of their mass within the bar.
 """
 
@@ -18,21 +18,29 @@ HALF = 0.6744897501960817
 
 
 def borders_of(draws: ArrayLike, bars: int) -> Float[Array, "edges"]:
-    """Borders between which each bar has the same share of `draws`; fewer where draws repeat.
+    """Borders of `bars` bars, fewer where draws repeat, from draws of the prior predictive.
+
+    Half of them are quantiles, as in the paper. An answer much narrower than the prior loses about
+    width^2 / (24 variance) nats to its bars, and the mean of that under the prior's density f is
+    least where borders have density f^(1/3) (Panter and Dite 1951): this has the other half. With
+    quantiles alone the few wide bars of the tails cost most of what is lost.
 
     ValueError for draws that are not finite or too few for two bars of some width.
     """
     values = np.asarray(draws, np.float64).ravel()
     if not np.isfinite(values).all():
         raise ValueError(f"{(~np.isfinite(values)).sum()} of the prior's draws are not finite")
-    quantiles = np.quantile(values, np.linspace(0, 1, bars + 1)) if len(values) else values
-    borders = np.unique(np.asarray(jnp.asarray(quantiles, dtype=float)))
-    if len(borders) < 3:
+    levels = np.linspace(0, 1, 4 * bars + 1)
+    quantiles = np.quantile(values, levels) if len(values) else values
+    if len(np.unique(quantiles)) < 3:
         raise ValueError(
             f"{len(values)} draws with {len(np.unique(values))} different values make no two bars: "
             "instead of bars use a head of classes for what takes a few values"
         )
-    return jnp.asarray(borders)
+    cube_root = np.cumsum(np.diff(quantiles, prepend=quantiles[0]) ** (2 / 3))
+    share = (levels + cube_root / cube_root[-1]) / 2
+    borders = np.interp(levels[::4], share, quantiles)
+    return jnp.asarray(np.unique(np.asarray(jnp.asarray(borders, dtype=float))))
 
 
 class Bars(dist.Distribution):

@@ -76,7 +76,7 @@ class AbstractHead(eqx.Module):
 
 
 class Riemann(AbstractHead):
-    """Bars between quantiles of the prior; for y that is a number.
+    """Bars between borders from draws of the prior; for y that is a number.
 
     The logits are a linear map, to which those of a normal law with a mean and a scale of the
     network's are added, so that a smooth answer need not be learned bar by bar. `normal=False` is

@@ -108,7 +108,10 @@ def judged(net):
             if name == "same":
                 out["outside"] = q.outside
                 out["other prior"] = kl(exact(other, z), q.posterior, keys[6])
-                out["swapped"] = kl(exact(other, z), net(other, {"z": z}).posterior, keys[6])
+                out["far"] = kl(exact(other, z), net(other, {"z": z}).posterior, keys[6])
+                near = Mixture(prior.logits[::-1], prior.means + 0.3, 1.3 * prior.factors)
+                out["near"] = kl(exact(near, z), net(near, {"z": z}).posterior, keys[6])
+                out["near, not told"] = kl(exact(near, z), q.posterior, keys[6])
                 hidden = net(p, {"z": z}, {"z": jnp.zeros(1, bool)})
                 out["no data"] = kl(p, hidden.posterior, keys[6])
                 out["copy"] = kl(p, hidden.prior, keys[6])
@@ -142,8 +145,10 @@ def test_without_data_the_prior_remains(judged):
 
 @pytest.mark.slow
 def test_a_swapped_prior_changes_the_answer(judged):
-    """Of a prior that has nothing to do with the datum."""
-    assert judged["other prior"].mean() > 5 * judged["swapped"].mean()
+    """Another prior that the datum fits, and one that has nothing to do with it."""
+    assert upper(judged["near"]) < 0.04
+    assert judged["near, not told"].mean() > 5 * judged["near"].mean()
+    assert judged["other prior"].mean() > 5 * judged["far"].mean()
 
 
 @pytest.fixture(scope="module")
