@@ -101,7 +101,7 @@ def free_model():
         def start(self, prefix, max_tokens, gaps=False):
             return State(self.logits, ())
 
-        def advance(self, prefix, state, token, slot, write=True):
+        def advance(self, prefix, state, token, slot, write=True, live=True):
             return State(self.logits, ())
 
         def replay(self, prefix, tokens, count, max_tokens):

@@ -217,7 +217,8 @@ def gp(options):
             spot = beta / alpha * jnp.exp(jnp.linspace(-0.6, 0.6, 241))
             gram = jax.vmap(lambda s: tasks.kernel(x, x, s))(spot)
             gram = gram + tasks.JITTER * jnp.eye(len(y))[None]
-            seen = dist.MultivariateNormal(jnp.zeros(len(y)), gram).log_prob(y)
+            origin = jnp.zeros(len(y))
+            seen = jax.vmap(lambda g: dist.MultivariateNormal(origin, g).log_prob(y))(gram)
             log_p = prior.log_prob(spot) + seen + jnp.log(spot)
             log_norm = jax.nn.logsumexp(log_p) + jnp.log(1.2 / 240)
             u = problem.position
@@ -230,7 +231,7 @@ def gp(options):
                 s = jnp.exp(u[0])
                 gram = tasks.kernel(x, x, s) + tasks.JITTER * jnp.eye(len(y))
                 exact = prior.log_prob(s) + u[0] - log_norm
-                exact = exact + dist.MultivariateNormal(jnp.zeros(len(y)), gram).log_prob(y)
+                exact = exact + dist.MultivariateNormal(origin, gram).log_prob(y)
                 blind = prior.log_prob(s) + u[0]
             answer = net(problem.prior, problem.data)
             return -answer.posterior.log_prob(u), -exact, -blind, answer.outside

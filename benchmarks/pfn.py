@@ -30,8 +30,17 @@ SMALL = {"fixed": 5000, "hyper": 5000, "tabular": 5000}
 """Steps of about 0.1 processor seconds each."""
 
 
-def trained(pfn, options, seed):
-    """The PFN after training, and a line on what that cost (over all sessions of a checkpoint)."""
+def trained(program, context, head, options, draws=None):
+    """A PFN after training, and a line on what that cost (over all sessions of a checkpoint)."""
+    pfn = amortized.PFN(
+        program,
+        context=context,
+        head=head,
+        key=jax.random.key(0),
+        width=options.width,
+        layers=options.layers,
+        draws=draws or options.draws,
+    )
     record = Path(options.checkpoint) / "cost.json" if options.checkpoint else None
     before = json.loads(record.read_text()) if record and record.exists() else {}
     compile_cpu, start = before.get("compile", 0.0), {}
@@ -54,7 +63,7 @@ def trained(pfn, options, seed):
 
     trained.spent = before
     net, fit = pfn.train(
-        jax.random.key(seed),
+        jax.random.key(1),
         options.steps,
         batch=options.batch,
         learning_rate=options.lr,
@@ -71,6 +80,8 @@ def trained(pfn, options, seed):
             f"\ntrained: {options.steps} steps of {options.batch} data sets, "
             f"{each * options.steps:.0f} processor s ({1e3 * each:.0f} ms a step)"
         )
+    if options.save:
+        net.save(options.save)
     return net
 
 
@@ -81,23 +92,17 @@ def mean_error(d):
 def fixed(options):
     """Row A of the anchors: length scale 0.2, noise variance 0.01, one input, n in 0..20."""
     process = priors.GaussianProcess(lengthscale=0.2, scale=1.0, noise=0.01)
-    pfn = amortized.PFN(
-        process.program(40),
-        context=20,
-        head=amortized.Riemann(1000),
-        key=jax.random.key(0),
-        width=options.width,
-        layers=options.layers,
-        draws=options.draws,
-    )
-    pfn = trained(pfn, options, 1)
-    if options.save:
-        pfn.save(options.save)
+    pfn = trained(process.program(40), 20, amortized.Riemann(1000), options)
+
+    # Apart from `score`: jaxlib 0.10.2 can hang where one computation for a CPU has two independent
+    # batched Cholesky decompositions.
+    @jax.jit
+    def problems(keys):
+        choices = jax.vmap(lambda key: process.program(40).simulate(key).choices)(keys)
+        return tuple(choices[k][:, s] for s in (slice(20), slice(20, None)) for k in "xy")
 
     @jax.jit
-    def score(pfn, keys, n):
-        choices = jax.vmap(lambda key: process.program(40).simulate(key).choices)(keys)
-        x, y, queries, z = (choices[k][:, s] for s in (slice(20), slice(20, None)) for k in "xy")
+    def score(pfn, x, y, queries, z, n):
         law = pfn.answer(pfn.net, x, y, n, queries)
         mask = jnp.arange(20)[None] < n[:, None]
         exact = jax.vmap(process.predictive)(x, y, queries, mask)
@@ -113,7 +118,9 @@ def fixed(options):
     n = np.arange(options.sets) % 21
     keys = jax.random.split(jax.random.key(20_000), options.sets)
     for i in range(0, options.sets, 500):
-        parts.append(jax.device_get(score(pfn, keys[i : i + 500], jnp.asarray(n[i : i + 500]))))
+        parts.append(
+            jax.device_get(score(pfn, *problems(keys[i : i + 500]), jnp.asarray(n[i : i + 500])))
+        )
     gap, floor, pit, inside = (np.concatenate(p) for p in zip(*parts, strict=True))
     print(f"\n{options.sets} data sets, 20 queries each; nats above the exact predictive\n")
     print("| n | gap | of that, bars | largest |\n|---|---|---|---|")
@@ -132,18 +139,7 @@ def fixed(options):
 def hyper(options):
     """The PFN paper's hyperpriors, Matern 5/2 in 5 inputs: log scores and times of three ways."""
     n, family = options.points, priors.HyperGaussianProcess(dim=5)
-    pfn = amortized.PFN(
-        family.program(50),
-        context=30,
-        head=amortized.Riemann(1000),
-        key=jax.random.key(0),
-        width=options.width,
-        layers=options.layers,
-        draws=options.draws,
-    )
-    pfn = trained(pfn, options, 1)
-    if options.save:
-        pfn.save(options.save)
+    pfn = trained(family.program(50), 30, amortized.Riemann(1000), options)
     names = sorted(family.laws())
 
     def log_joint(log_hyper, x, y):
@@ -271,18 +267,7 @@ def tabular(options):
 
     width = 64
     family = priors.StructuralModel(width, fewest=3, layers=3, units=32)
-    pfn = amortized.PFN(
-        family.program(60),
-        context=30,
-        head=amortized.Labels(2),
-        key=jax.random.key(0),
-        width=options.width,
-        layers=options.layers,
-        draws=min(options.draws, 1024),
-    )
-    pfn = trained(pfn, options, 1)
-    if options.save:
-        pfn.save(options.save)
+    pfn = trained(family.program(60), 30, amortized.Labels(2), options, min(options.draws, 1024))
 
     def by_network(x, y, q):
         """Probability of class 1; the columns in three random orders, averaged."""
