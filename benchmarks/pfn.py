@@ -30,12 +30,13 @@ SMALL = {"fixed": 5000, "hyper": 5000, "tabular": 5000}
 """Steps of about 0.1 processor seconds each."""
 
 
-def trained(program, context, head, options, draws=None):
+def trained(program, context, head, options, draws=None, scores=None):
     """A PFN after training, and a line on what that cost (over all sessions of a checkpoint)."""
     pfn = amortized.PFN(
         program,
         context=context,
         head=head,
+        scores=scores,
         key=jax.random.key(0),
         width=options.width,
         layers=options.layers,
@@ -267,7 +268,10 @@ def tabular(options):
 
     width = 64
     family = priors.StructuralModel(width, fewest=3, layers=3, units=32)
-    pfn = trained(family.program(60), 30, amortized.Labels(2), options, min(options.draws, 1024))
+    scores = amortized.KernelScores() if options.scores else None
+    pfn = trained(
+        family.program(60), 30, amortized.Labels(2), options, min(options.draws, 1024), scores
+    )
 
     def by_network(x, y, q):
         """Probability of class 1; the columns in three random orders, averaged."""
@@ -349,6 +353,9 @@ def main():
     parser.add_argument("--points", type=int, default=20, help="hyper: points in context")
     parser.add_argument("--chunk", type=int, default=100, help="hyper: data sets NUTS runs at once")
     parser.add_argument("--repeats", type=int, default=3, help="hyper: timed runs, the best counts")
+    parser.add_argument(
+        "--scores", action=argparse.BooleanOptionalAction, default=True, help="tabular: regressions"
+    )
     parser.add_argument("--checkpoint")
     parser.add_argument("--save")
     options = parser.parse_args()

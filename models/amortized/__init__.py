@@ -35,6 +35,7 @@ from .icl import strategy as strategy
 from .icl_tasks import Pool as Pool
 from .icl_tasks import Task as Task
 from .icl_tasks import pool as pool
+from .kernel_scores import KernelScores as KernelScores
 from .lookahead import lookahead as lookahead
 from .meta_prior import MetaPrior as MetaPrior
 from .meta_prior import Problem as Problem

@@ -24,8 +24,12 @@ from ..learned import saving
 from ..network import Network, network
 from .bars import Bars
 from .heads import AbstractHead, Classes, Riemann
+from .kernel_scores import KernelScores, Solved
 from .set_transformer import Cache, SetTransformer
 from .training import train
+
+Memory = tuple[Cache, Solved | None]
+"""What a network keeps of a context."""
 
 
 class _Module(nnx.Module):
@@ -46,6 +50,7 @@ class PFN(eqx.Module):
         context: the largest number of points that the network learns to condition on; every data
             set of a batch has its own, uniform in 0..context.
         head: `Riemann(bars)` for numbers, `Labels(classes)` for classes.
+        scores: regressions whose predictions the network reads beside the data; None for none.
         width, layers, heads, hidden: of the `SetTransformer`.
         key: of the network's first parameters and of the draws that borders and ranges are from.
         draws: how many data sets these are.
@@ -60,6 +65,7 @@ class PFN(eqx.Module):
     prior: GenerativeFunction
     args: tuple
     head: AbstractHead
+    scores: KernelScores | None
     net: Network
     loc: Float[Array, "d"]
     scale: Float[Array, "d"]
@@ -74,6 +80,7 @@ class PFN(eqx.Module):
         *,
         context: int,
         head: AbstractHead | None = None,
+        scores: KernelScores | None = None,
         key: PRNGKeyArray,
         width: int = 64,
         layers: int = 4,
@@ -81,7 +88,7 @@ class PFN(eqx.Module):
         hidden: int | None = None,
         draws: int = 4096,
     ) -> None:
-        self.prior, self.args, self.context = prior, args, context
+        self.prior, self.args, self.context, self.scores = prior, args, context, scores
         key_net, key_draws = jax.random.split(key)
         x, y = _data_sets(self.prior, self.args, jax.random.split(key_draws, draws))
         if x.ndim != 3 or y.shape != x.shape[:2]:
@@ -104,7 +111,8 @@ class PFN(eqx.Module):
 
         def made(key: PRNGKeyArray) -> Network:
             rngs = nnx.Rngs(key)
-            transformer = SetTransformer(x.shape[-1], fitted.features, **sizes, rngs=rngs)
+            inputs = x.shape[-1] + (scores.features(fitted.features) if scores else 0)
+            transformer = SetTransformer(inputs, fitted.features, **sizes, rngs=rngs)
             return network(_Module(transformer, fitted.module(width, rngs)))
 
         self.net = jax.jit(made)(key_net)  # one compilation, not one for each parameter
@@ -176,8 +184,8 @@ class PFN(eqx.Module):
         x = numbers.pad(x, ((0, rest), (0, 0)))
         y = numbers.pad(y, (0, rest)).astype(jax.dtypes.canonicalize_dtype(y.dtype))
         x, y, count = jax.device_put((x, y, np.int32(n)))
-        cache, mask, valid = _remember(self, x, y, count)
-        return Posterior(self, cache, mask, valid)
+        memory, mask, valid = _remember(self, x, y, count)
+        return Posterior(self, memory, mask, valid)
 
     def inside(self, x: Float[Array, "*batch d"]) -> Bool[Array, "*batch"]:
         """Whether inputs are in the range of the prior's, wider by a hundredth."""
@@ -212,12 +220,27 @@ class PFN(eqx.Module):
         """The law of y at queries given the first `sizes` points, uncached; for training."""
         places = jnp.arange(x.shape[-2]).reshape((1,) * sizes.ndim + (-1,))
         mask = places < sizes[..., None]
-        module = net.module
-        embedded = self.head.embed(y)
-        cache = module.transformer.remember(self.standardized(x), embedded, mask)
-        known = module.transformer.ask(self.standardized(queries), cache, mask)
-        out = module.last(known)
-        return self.head.law(out, jnp.ones(out.shape[:-1], bool))
+        memory = self.remember(net, x, y, mask)
+        return self.ask(net, queries, memory, mask, jnp.ones(queries.shape[:-1], bool))
+
+    def remember(self, net: Network, x: Array, y: Array, mask: Array) -> Memory:
+        """All that `ask` needs of the points where `mask`."""
+        x, y, solved = self.standardized(x), self.head.embed(y), None
+        if self.scores is not None:
+            solved, scores = self.scores.fit(x, y, mask)
+            x = jnp.concatenate([x, scores], axis=-1)
+        return net.module.transformer.remember(x, y, mask), solved
+
+    def ask(
+        self, net: Network, queries: Array, memory: Memory, mask: Array, valid: Array
+    ) -> Bars | Classes:
+        """The law of y at queries; `valid` is handed on to it."""
+        cache, solved = memory
+        x = self.standardized(queries)
+        if self.scores is not None:
+            x = jnp.concatenate([x, self.scores.read(solved, x)], axis=-1)
+        known = net.module.transformer.ask(x, cache, mask)
+        return self.head.law(net.module.last(known), valid)
 
     def standardized(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         """Inputs as the network reads them: of mean 0 and variance 1 in the prior's draws."""
@@ -232,7 +255,7 @@ class Posterior(eqx.Module):
     """
 
     pfn: PFN
-    cache: Cache
+    memory: Memory
     mask: Bool[Array, "n"]
     valid: Bool[Array, ""]
 
@@ -249,20 +272,17 @@ class Posterior(eqx.Module):
 
 
 @compiled
-def _remember(pfn: PFN, x: Array, y: Array, n: Array) -> tuple[Cache, Array, Array]:
+def _remember(pfn: PFN, x: Array, y: Array, n: Array) -> tuple[Memory, Array, Array]:
     mask = jnp.arange(len(x)) < n
-    module = pfn.net.module.transformer
-    cache = module.remember(pfn.standardized(x), pfn.head.embed(y), mask)
     good = jnp.all((pfn.inside(x) & pfn.head.inside(y)) | ~mask)
-    return cache, mask, good & (n <= pfn.context)
+    return pfn.remember(pfn.net, x, y, mask), mask, good & (n <= pfn.context)
 
 
 @compiled
 def _ask(posterior: Posterior, queries: Array) -> Bars | Classes:
     pfn = posterior.pfn
-    module = pfn.net.module
-    known = module.transformer.ask(pfn.standardized(queries), posterior.cache, posterior.mask)
-    return pfn.head.law(module.last(known), posterior.valid & pfn.inside(queries))
+    valid = posterior.valid & pfn.inside(queries)
+    return pfn.ask(pfn.net, queries, posterior.memory, posterior.mask, valid)
 
 
 class _Loss(eqx.Module):
