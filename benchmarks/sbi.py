@@ -28,6 +28,7 @@ from sbi_tasks import TASKS, observation
 
 from feynkac import ppl
 from feynkac.models.amortized.correct import correct
+from feynkac.models.amortized.density import mixture_density
 from feynkac.models.amortized.flows import spline_flow
 from feynkac.models.amortized.npe import npe
 from feynkac.models.amortized.simulations import simulated
@@ -47,7 +48,10 @@ PUBLISHED = {
 def trained(task, simulations, args):
     """The network; the simulations are drawn once and no more."""
     spec = TASKS[task]
-    head = functools.partial(spline_flow, layers=args.layers, width=args.width, bins=args.bins)
+    if args.components:
+        head = functools.partial(mixture_density, components=args.components)
+    else:
+        head = functools.partial(spline_flow, layers=args.layers, width=args.width, bins=args.bins)
     return npe(
         jax.random.key(args.seed),
         spec.program,
@@ -154,6 +158,7 @@ def main():
     parser.add_argument("--null", action="store_true", help="halves of the reference only")
     for name, value in (("layers", 5), ("width", 64), ("bins", 8), ("members", 1), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--components", type=int, help="of a mixture instead of a flow")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rate", type=float, default=2e-3)
