@@ -19,8 +19,9 @@ from ....ppl.program import Program, bind, program
 class StructuralModel(eqx.Module):
     """Rows x [points, features] with labels y in {0, 1}, both read off the units of a random graph.
 
-    `layers` layers of `units` units; each edge from one layer to the next is there with a
-    probability of its own model, each unit adds its noise. The label is whether a unit is above a
+    `layers` layers of `units` units, after at most a fourth as many causes (few more often than
+    many); each edge from one layer to the next is there with a probability of its own model, each
+    unit adds its noise. The label is whether a unit is above a
     quantile of its rows. Features are standardized over the rows; a random number of them, at least
     `fewest`, are used and scaled by the root of features / used, the others are zero.
     """
@@ -44,10 +45,14 @@ def _sample(points: int) -> Callable:
     def structural_model(ctx: Context, family: StructuralModel):
         units, layers = family.units, family.layers
         kept = ctx.sample("kept", dist.Uniform(0.2, 1.0))
-        noise = ctx.sample("noise", dist.LogNormal(-1.5, 1.0))
+        noise = ctx.sample("noise", dist.LogNormal(-3.5, 1.0))
         smooth = ctx.sample("smooth", dist.BernoulliProbs(0.5))
         strength = ctx.sample("strength", dist.LogNormal(0.3, 0.5))
-        h = ctx.sample("causes", dist.Normal(jnp.zeros((points, units)), 1.0))
+        # Few causes, more often than many: else 30 labels tell nothing of the next.
+        roots = jnp.exp(ctx.sample("roots", dist.Uniform(0.0, jnp.log(units / 4 + 1))))
+        active = (jnp.arange(units, dtype=roots.dtype) < jnp.floor(roots)).astype(roots.dtype)
+        h = ctx.sample("causes", dist.Normal(jnp.zeros((points, units)), 1.0)) * active[None]
+        fan = jnp.maximum(kept * jnp.sum(active), 1.0)
         seen = []
         for i in range(layers):
             shape = (units, units)
@@ -55,9 +60,10 @@ def _sample(points: int) -> Callable:
             edges = ctx.sample(f"edges{i}", dist.BernoulliProbs(jnp.full(shape, kept)))
             bias = ctx.sample(f"bias{i}", dist.Normal(jnp.zeros(units), 1.0))
             own = ctx.sample(f"noise{i}", dist.Normal(jnp.zeros((points, units)), 1.0))
-            weights = weights * edges.astype(weights.dtype) * strength / (kept * units) ** 0.5
+            weights = weights * edges.astype(weights.dtype) * strength / fan**0.5
             z = h @ weights + bias[None]
             h = jnp.where(smooth > 0, jnp.tanh(z), jax.nn.relu(z)) + noise * own
+            fan = kept * units
             seen.append(h)
         nodes = _standardized(jnp.concatenate(seen, axis=-1))
         order = ctx.sample("order", dist.Uniform(jnp.zeros(nodes.shape[1]), 1.0))
