@@ -49,15 +49,20 @@ def trained(task, simulations, args):
     """The network; the simulations are drawn once and no more."""
     spec = TASKS[task]
     if args.components:
-        head = functools.partial(mixture_density, components=args.components)
+        head = functools.partial(
+            mixture_density, components=args.components, width=args.width, depth=args.depth
+        )
     else:
         head = functools.partial(spline_flow, layers=args.layers, width=args.width, bins=args.bins)
+    encoder = spec.encoder
+    if args.summaries:
+        encoder = functools.partial(encoder, outputs=args.summaries, width=4 * args.summaries)
     return npe(
         jax.random.key(args.seed),
         spec.program,
         [spec.observed],
         simulations=simulations,
-        encoder=spec.encoder,
+        encoder=encoder,
         head=head,
         members=args.members,
         steps=args.steps,
@@ -159,6 +164,8 @@ def main():
     for name, value in (("layers", 5), ("width", 64), ("bins", 8), ("members", 1), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--components", type=int, help="of a mixture instead of a flow")
+    parser.add_argument("--depth", type=int, default=2, help="of the mixture's perceptron")
+    parser.add_argument("--summaries", type=int, help="of the encoder, if not its usual number")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rate", type=float, default=2e-3)

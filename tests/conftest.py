@@ -30,8 +30,8 @@ MAPS = Path("/proc/self/maps")
 
 
 def pytest_collection_modifyitems(items):
-    """Notebooks first: the longest tests, at the end, would leave all workers but one idle."""
-    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+    """The longest files first: at the end they would leave all workers but one idle."""
+    items.sort(key=lambda item: item.path.name not in ("test_notebooks.py", "test_x64_lane.py"))
 
 
 def pytest_runtest_teardown(item, nextitem):
