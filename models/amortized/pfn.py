@@ -237,7 +237,7 @@ class PFN(eqx.Module):
         """The law of y at queries; `valid` is handed on to it."""
         cache, solved = memory
         x = self.standardized(queries)
-        if self.scores is not None:
+        if self.scores is not None and solved is not None:
             x = jnp.concatenate([x, self.scores.read(solved, x)], axis=-1)
         known = net.module.transformer.ask(x, cache, mask)
         return self.head.law(net.module.last(known), valid)
