@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from .layers import layer_norm, linear
+
 
 class CausalTransformer(nnx.Module):
     """[..., t, inputs] to [..., t, outputs], output t from inputs up to t; t at most `length`.
@@ -37,11 +39,11 @@ class CausalTransformer(nnx.Module):
         if width % heads:
             raise ValueError(f"width={width} is no multiple of heads={heads}")
         self.length = length
-        self.enter = nnx.Linear(inputs, width, rngs=rngs)
+        self.enter = linear(inputs, width, rngs=rngs)
         self.position = nnx.Param(0.02 * jax.random.normal(rngs(), (length, width)))
         self.blocks = nnx.List([_Block(width, heads, rngs) for _ in range(depth)])
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.leave = nnx.Linear(width, outputs, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.norm = layer_norm(width, rngs=rngs)
+        self.leave = linear(width, outputs, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def __call__(self, u: Float[Array, "*b t inputs"]) -> Float[Array, "*b t outputs"]:
         """All outputs.
@@ -64,12 +66,12 @@ class CausalTransformer(nnx.Module):
 class _Block(nnx.Module):
     def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
         self.heads = heads
-        self.first, self.second = nnx.LayerNorm(width, rngs=rngs), nnx.LayerNorm(width, rngs=rngs)
-        self.qkv = nnx.Linear(width, 3 * width, rngs=rngs)
+        self.first, self.second = layer_norm(width, rngs=rngs), layer_norm(width, rngs=rngs)
+        self.qkv = linear(width, 3 * width, rngs=rngs)
         zeros = nnx.initializers.zeros
-        self.out = nnx.Linear(width, width, kernel_init=zeros, rngs=rngs)
-        self.up = nnx.Linear(width, 2 * width, rngs=rngs)
-        self.down = nnx.Linear(2 * width, width, kernel_init=zeros, rngs=rngs)
+        self.out = linear(width, width, kernel_init=zeros, rngs=rngs)
+        self.up = linear(width, 2 * width, rngs=rngs)
+        self.down = linear(2 * width, width, kernel_init=zeros, rngs=rngs)
 
     def __call__(self, h):
         parts = jnp.split(self.qkv(self.first(h)), 3, axis=-1)

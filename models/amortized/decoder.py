@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from .layers import layer_norm, linear
+
 
 def perceptron(rngs, sizes, scale=None, last=None):
     """A linear map, SiLU, a linear map; inputs standardized by the first layer's first weights."""
     kind: Any = jnp.zeros(()).dtype
-    first = nnx.Linear(sizes[0], sizes[1], param_dtype=kind, rngs=rngs)
+    first = linear(sizes[0], sizes[1], rngs=rngs)
     if scale is not None:
         mean, sd = (jnp.asarray(x, kind) for x in scale)
         kernel = first.kernel[...] / jnp.maximum(sd, 1e-6)[:, None]
@@ -23,22 +25,17 @@ def perceptron(rngs, sizes, scale=None, last=None):
         bias: Any = first.bias
         bias[...] = -mean @ kernel
     init = {} if last is None else {"kernel_init": last}
-    return nnx.Sequential(
-        first, nnx.silu, nnx.Linear(sizes[1], sizes[2], param_dtype=kind, rngs=rngs, **init)
-    )
+    return nnx.Sequential(first, nnx.silu, linear(sizes[1], sizes[2], rngs=rngs, **init))
 
 
 class Attention(nnx.Module):
     """Tokens ask a memory, by heads; the output starts at zero."""
 
     def __init__(self, rngs, width, heads):
-        kind: Any = jnp.zeros(()).dtype
         self.heads = heads
-        self.query = nnx.Linear(width, width, param_dtype=kind, rngs=rngs)
-        self.memory = nnx.Linear(width, 2 * width, param_dtype=kind, rngs=rngs)
-        self.out = nnx.Linear(
-            width, width, param_dtype=kind, rngs=rngs, kernel_init=nnx.initializers.zeros
-        )
+        self.query = linear(width, width, rngs=rngs)
+        self.memory = linear(width, 2 * width, rngs=rngs)
+        self.out = linear(width, width, rngs=rngs, kernel_init=nnx.initializers.zeros)
 
     def __call__(self, x, memory, mask=None):
         """Of tokens [q, width] and memory [n, width]; `mask` [n] says which of it counts."""
@@ -56,8 +53,7 @@ class Layer(nnx.Module):
     """Components ask each other, then the data, then themselves; each with a norm before."""
 
     def __init__(self, rngs, width, heads):
-        kind: Any = jnp.zeros(()).dtype
-        self.norms = nnx.List([nnx.LayerNorm(width, param_dtype=kind, rngs=rngs) for _ in range(3)])
+        self.norms = nnx.List([layer_norm(width, rngs=rngs) for _ in range(3)])
         self.own = Attention(rngs, width, heads)
         self.cross = Attention(rngs, width, heads)
         self.perceptron = perceptron(rngs, (width, 4 * width, width), last=nnx.initializers.zeros)
@@ -88,7 +84,7 @@ class Decoder(nnx.Module):
         )
         self.nothing = nnx.Param(jax.random.normal(rngs.params(), (1, width), kind))
         self.layers = nnx.List([Layer(rngs, width, heads) for _ in range(layers)])
-        self.norm = nnx.LayerNorm(width, param_dtype=kind, rngs=rngs)
+        self.norm = layer_norm(width, rngs=rngs)
         size = 1 + d + d * (d + 1) // 2
         self.out = perceptron(rngs, (width, 2 * width, size), last=nnx.initializers.zeros)
         # A parametric prior's components start spread out over what latents were seen.

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..network import Network, network
+from .layers import linear
 
 Features = tuple[tuple[Float[Array, "..."], Float[Array, "..."]], ...]
 """Of every observed site: numbers [*instances, features], 0 where unknown; and 1 where known."""
@@ -85,11 +86,10 @@ def perceptron(
 ) -> nnx.Sequential:
     """`depth` hidden layers; `options` are of the last layer."""
     sizes = [inputs] + [width] * depth
-    dtype: Any = jnp.zeros(()).dtype
     layers: list[Any] = []
     for n, m in zip(sizes[:-1], sizes[1:], strict=True):
-        layers += [nnx.Linear(n, m, rngs=rngs, param_dtype=dtype), nnx.gelu]
-    layers.append(nnx.Linear(sizes[-1], outputs, rngs=rngs, param_dtype=dtype, **options))
+        layers += [linear(n, m, rngs=rngs), nnx.gelu]
+    layers.append(linear(sizes[-1], outputs, rngs=rngs, **options))
     return nnx.Sequential(*layers)
 
 

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from .bars import Bars, borders_of
+from .layers import linear
 
 REACH = 6.0
 """Scales up to which the head's start is a normal law; beyond, its tails fall like a power."""
@@ -129,7 +130,7 @@ class Riemann(AbstractHead):
     def module(self, width: int, rngs: nnx.Rngs) -> nnx.Module:
         """See `AbstractHead.module`."""
         zeros = nnx.initializers.zeros_init()
-        last = nnx.Linear(width, self.bars + 2 * self.normal, kernel_init=zeros, rngs=rngs)
+        last = linear(width, self.bars + 2 * self.normal, kernel_init=zeros, rngs=rngs)
         if self.normal:
             start = jnp.log(jnp.diff(self._numbers[0]))
             assert last.bias is not None
@@ -189,7 +190,7 @@ class Labels(AbstractHead):
     def module(self, width: int, rngs: nnx.Rngs) -> nnx.Module:
         """See `AbstractHead.module`."""
         zeros = nnx.initializers.zeros_init()
-        return nnx.Linear(width, self.classes, kernel_init=zeros, rngs=rngs)
+        return linear(width, self.classes, kernel_init=zeros, rngs=rngs)
 
     def law(self, out: Float[Array, "*batch K"], valid: Bool[Array, "*batch"]) -> Classes:
         """See `AbstractHead.law`."""

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..network import Network, network
+from .layers import linear
 
 
 class LocalChain(eqx.Module):
@@ -98,7 +99,7 @@ def conditionals(key: PRNGKeyArray, chain: LocalChain, width: int = 64) -> Condi
     """An untrained perceptron of one hidden layer for a chain's variables."""
     rngs = nnx.Rngs(key)
     inputs = chain.length * (chain.values + 1)
-    layers = nnx.Linear(inputs, width, rngs=rngs), nnx.Linear(width, chain.values, rngs=rngs)
+    layers = linear(inputs, width, rngs=rngs), linear(width, chain.values, rngs=rngs)
     return Conditionals(network(nnx.Sequential(layers[0], jax.nn.gelu, layers[1])), chain.values)
 
 

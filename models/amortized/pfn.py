@@ -218,7 +218,7 @@ class PFN(eqx.Module):
         queries: Float[Array, "*batch m d"],
     ) -> Bars | Classes:
         """The law of y at queries given the first `sizes` points, uncached; for training."""
-        places = jnp.arange(x.shape[-2]).reshape((1,) * sizes.ndim + (-1,))
+        places = jnp.arange(x.shape[-2], dtype=sizes.dtype).reshape((1,) * sizes.ndim + (-1,))
         mask = places < sizes[..., None]
         memory = self.remember(net, x, y, mask)
         return self.ask(net, queries, memory, mask, jnp.ones(queries.shape[:-1], bool))
@@ -273,7 +273,7 @@ class Posterior(eqx.Module):
 
 @compiled
 def _remember(pfn: PFN, x: Array, y: Array, n: Array) -> tuple[Memory, Array, Array]:
-    mask = jnp.arange(len(x)) < n
+    mask = jnp.arange(len(x), dtype=n.dtype) < n
     good = jnp.all((pfn.inside(x) & pfn.head.inside(y)) | ~mask)
     return pfn.remember(pfn.net, x, y, mask), mask, good & (n <= pfn.context)
 

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from .layers import layer_norm, linear
+
 Cache = tuple[tuple[Float[Array, "*batch seen heads k"], Float[Array, "*batch seen heads k"]], ...]
 """Keys and values of the context in each layer."""
 
@@ -26,8 +28,8 @@ class Features(nnx.Module):
 
     def __init__(self, inputs: int, width: int, *, waves: int = 32, rngs: nnx.Rngs):
         spread = nnx.initializers.normal(2.0 / inputs**0.5)
-        self.phase = nnx.Linear(inputs, waves, kernel_init=spread, rngs=rngs)
-        self.out = nnx.Linear(inputs + 2 * waves, width, rngs=rngs)
+        self.phase = linear(inputs, waves, kernel_init=spread, rngs=rngs)
+        self.out = linear(inputs + 2 * waves, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*batch n d"]) -> Float[Array, "*batch n width"]:
         """Standardized inputs to tokens."""
@@ -41,13 +43,13 @@ class Block(nnx.Module):
     def __init__(self, width: int, heads: int, hidden: int, *, rngs: nnx.Rngs):
         zeros = nnx.initializers.zeros_init()
         self.heads = heads
-        self.before = nnx.LayerNorm(width, rngs=rngs)
-        self.query = nnx.Linear(width, width, rngs=rngs)
-        self.key_value = nnx.Linear(width, 2 * width, rngs=rngs)
-        self.mix = nnx.Linear(width, width, kernel_init=zeros, rngs=rngs)
-        self.between = nnx.LayerNorm(width, rngs=rngs)
-        self.up = nnx.Linear(width, hidden, rngs=rngs)
-        self.down = nnx.Linear(hidden, width, kernel_init=zeros, rngs=rngs)
+        self.before = layer_norm(width, rngs=rngs)
+        self.query = linear(width, width, rngs=rngs)
+        self.key_value = linear(width, 2 * width, rngs=rngs)
+        self.mix = linear(width, width, kernel_init=zeros, rngs=rngs)
+        self.between = layer_norm(width, rngs=rngs)
+        self.up = linear(width, hidden, rngs=rngs)
+        self.down = linear(hidden, width, kernel_init=zeros, rngs=rngs)
 
     def remember(self, context: Array) -> tuple[Array, Array]:
         """Keys and values of context tokens."""
@@ -91,11 +93,11 @@ class SetTransformer(nnx.Module):
             raise ValueError(f"a width of {width} cannot be split among {heads} heads")
         hidden = 2 * width if hidden is None else hidden
         self.x = Features(inputs, width, waves=waves, rngs=rngs)
-        self.y = nnx.Linear(outputs, width, rngs=rngs)
+        self.y = linear(outputs, width, rngs=rngs)
         self.nothing = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
         self.asked = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
         self.blocks: Any = nnx.List([Block(width, heads, hidden, rngs=rngs) for _ in range(layers)])
-        self.after = nnx.LayerNorm(width, rngs=rngs)
+        self.after = layer_norm(width, rngs=rngs)
 
     def remember(
         self,

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from .layers import layer_norm, linear
+
 
 class Recurrence(nnx.Module):
     """A bank of diagonal recurrences, `states` for each of `width` channels."""
@@ -90,12 +92,12 @@ class Selective(Recurrence):
         self.width, self.states = width, states
         rates = jnp.arange(1, states + 1, dtype=float)
         self.log_decay = nnx.Param(jnp.broadcast_to(jnp.log(rates), (width, states)))
-        self.pace = nnx.Linear(width, width, rngs=rngs)
+        self.pace = linear(width, width, rngs=rngs)
         # Steps between 1e-3 and 1e-1 at the start: softplus of the bias.
         step = jnp.exp(jax.random.uniform(rngs(), (width,), float, math.log(1e-3), math.log(1e-1)))
         self.pace.bias[...] = step + jnp.log(-jnp.expm1(-step))  # pyright: ignore
-        self.write = nnx.Linear(width, states, use_bias=False, rngs=rngs)
-        self.look = nnx.Linear(width, states, use_bias=False, rngs=rngs)
+        self.write = linear(width, states, use_bias=False, rngs=rngs)
+        self.look = linear(width, states, use_bias=False, rngs=rngs)
         self.skip = nnx.Param(jnp.ones(width))
 
     def elements(self, u: Float[Array, "*t width"]) -> tuple[Array, Array]:
@@ -135,10 +137,10 @@ class StateSpaceNet(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        self.enter = nnx.Linear(inputs, width, rngs=rngs)
+        self.enter = linear(inputs, width, rngs=rngs)
         self.blocks = nnx.List([_Block(width, states, layer, rngs) for _ in range(depth)])
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.leave = nnx.Linear(width, outputs, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.norm = layer_norm(width, rngs=rngs)
+        self.leave = linear(width, outputs, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def __call__(
         self, u: Float[Array, "*b t inputs"], reset: Bool[Array, "*b t"] | None = None
@@ -165,11 +167,11 @@ class StateSpaceNet(nnx.Module):
 
 class _Block(nnx.Module):
     def __init__(self, width: int, states: int, layer: Any, rngs: nnx.Rngs):
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.value = nnx.Linear(width, width, rngs=rngs)
-        self.gate = nnx.Linear(width, width, rngs=rngs)
+        self.norm = layer_norm(width, rngs=rngs)
+        self.value = linear(width, width, rngs=rngs)
+        self.gate = linear(width, width, rngs=rngs)
         self.recurrence = layer(width, states, rngs=rngs)
-        self.out = nnx.Linear(width, width, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.out = linear(width, width, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def __call__(self, h, reset):
         n = self.norm(h)

@@ -41,6 +41,7 @@ def columns(values):
     return np.asarray(values, float).reshape(len(values), len(KERNELS), 4)
 
 
+@pytest.mark.x64
 def test_queries_and_left_out_points_are_dense_regressions(data):
     x, y, queries = data
     scores, mask = KernelScores(KERNELS), np.arange(6) < 5
@@ -83,6 +84,7 @@ def test_no_points_are_the_prior_and_batches_are_one_by_one(data):
             np.testing.assert_allclose(a[i], b, atol=1e-6)
 
 
+@pytest.mark.x64
 def test_a_network_reads_them_and_answers_as_in_training(data):
     family = priors.StructuralModel(4)
     pfn = PFN(

@@ -36,6 +36,7 @@ def data():
     return tuple(jnp.asarray(v, float) for v in (x, y, queries))
 
 
+@pytest.mark.x64
 def test_the_order_of_the_context_does_not_matter_but_the_context_does(pfn, data):
     x, y, queries = data
     law = pfn.condition(x, y).predict(queries)
