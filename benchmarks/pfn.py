@@ -140,7 +140,10 @@ def fixed(options):
 def hyper(options):
     """The PFN paper's hyperpriors, Matern 5/2 in 5 inputs: log scores and times of three ways."""
     n, family = options.points, priors.HyperGaussianProcess(dim=5)
-    pfn = trained(family.program(50), 30, amortized.Riemann(1000), options)
+    # Length scales about those of the prior; the inputs' standard deviation is 1 / 12 ** 0.5.
+    scales = amortized.KernelScores(((1.8, 1e-3), (0.9, 1e-3), (0.45, 1e-3), (0.9, 3e-2)))
+    scores = scales if options.scores else None
+    pfn = trained(family.program(50), 30, amortized.Riemann(1000), options, scores=scores)
     names = sorted(family.laws())
 
     def log_joint(log_hyper, x, y):
@@ -189,8 +192,8 @@ def hyper(options):
     keys = jax.random.split(jax.random.key(30_000), options.sets)
     x, y, q, z = problems(keys)
     ways = {
-        "network": (by_network, options.sets),
-        "MLE-II": (by_maximum, options.sets),
+        "network": (by_network, options.chunk),
+        "MLE-II": (by_maximum, options.chunk),
         "NUTS 32+32": (by_nuts(32), options.chunk),
         "NUTS 256+256": (by_nuts(256), options.chunk),
     }
@@ -351,10 +354,13 @@ def main():
     parser.add_argument("--draws", type=int, default=4096, help="data sets that borders are from")
     parser.add_argument("--sets", type=int, default=4000, help="data sets of the comparison")
     parser.add_argument("--points", type=int, default=20, help="hyper: points in context")
-    parser.add_argument("--chunk", type=int, default=100, help="hyper: data sets NUTS runs at once")
+    parser.add_argument("--chunk", type=int, default=100, help="hyper: data sets at once")
     parser.add_argument("--repeats", type=int, default=3, help="hyper: timed runs, the best counts")
     parser.add_argument(
-        "--scores", action=argparse.BooleanOptionalAction, default=True, help="tabular: regressions"
+        "--scores",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="regressions beside data",
     )
     parser.add_argument("--checkpoint")
     parser.add_argument("--save")
