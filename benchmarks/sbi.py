@@ -79,7 +79,7 @@ def c2st(python, reference, draws):
         path = Path(folder) / "draws.npz"
         np.savez(path, x=reference, y=draws)
         here = Path(__file__).parent / "sbi_peer.py"
-        ran = subprocess.run([python, here, "c2st", path], capture_output=True, check=True)
+        ran = subprocess.run([python, "-P", here, "c2st", path], capture_output=True, check=True)
     return json.loads(ran.stdout)["c2st"]
 
 
@@ -96,7 +96,7 @@ def peer_draws(args, task, simulations, observed, draws):
         x = x.reshape(simulations, -1).astype(np.float32)
         np.savez(given, theta=theta, x=x, observations=np.stack(observed), low=-edge, high=edge)
         here = Path(__file__).parent / "sbi_peer.py"
-        subprocess.run([args.sbi, here, "npe", given, out, str(draws)], check=True)
+        subprocess.run([args.sbi, "-P", here, "npe", given, out, str(draws)], check=True)
         return np.load(out)["draws"], float(np.load(out)["seconds"])
 
 
