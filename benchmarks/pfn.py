@@ -25,6 +25,7 @@ from timing import seconds
 
 from feynkac.models import amortized
 from feynkac.models.amortized import priors
+from feynkac.models.amortized.priors.gaussian_process import matern52
 
 SMALL = {"fixed": 5000, "hyper": 5000, "tabular": 5000}
 """Steps of about 0.1 processor seconds each."""
@@ -141,7 +142,8 @@ def hyper(options):
     """The PFN paper's hyperpriors, Matern 5/2 in 5 inputs: log scores and times of three ways."""
     n, family = options.points, priors.HyperGaussianProcess(dim=5)
     # Length scales about those of the prior; the inputs' standard deviation is 1 / 12 ** 0.5.
-    scales = amortized.KernelScores(((1.8, 1e-3), (0.9, 1e-3), (0.45, 1e-3), (0.9, 3e-2)))
+    kernels = ((1.8, 1e-3), (0.9, 1e-3), (0.45, 1e-3), (0.9, 3e-2))
+    scales = amortized.KernelScores(kernels, matern52)
     scores = scales if options.scores else None
     pfn = trained(family.program(50), 30, amortized.Riemann(1000), options, scores=scores)
     names = sorted(family.laws())

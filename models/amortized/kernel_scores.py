@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float
 
+from .priors.gaussian_process import Kernel, squared_exponential
+
 LINEAR = float("inf")
 
 
@@ -33,11 +35,13 @@ class KernelScores(eqx.Module):
     - `kernels`: pairs of a length scale, in units of the root of the number of features
       (`LINEAR` is the linear kernel x.x' / d), and the variance of the noise. Each kernel has a
       constant added, so that y need not be centred.
+    - `kernel`: of the length scales that are finite; see `GaussianProcess`.
     """
 
     kernels: tuple[tuple[float, float], ...] = eqx.field(
         static=True, default=((LINEAR, 0.03), (LINEAR, 0.3), (1.0, 0.1), (0.4, 0.1))
     )
+    kernel: Kernel = eqx.field(static=True, default=squared_exponential)
 
     def __check_init__(self) -> None:
         """ValueError unless all are positive and there is one."""
@@ -93,7 +97,7 @@ class KernelScores(eqx.Module):
         products = a @ b.T / a.shape[-1]
         apart = jnp.mean(a**2, axis=1)[:, None] + jnp.mean(b**2, axis=1)[None] - 2 * products
         every = [
-            products if scale == LINEAR else jnp.exp(-0.5 * jnp.maximum(apart, 0.0) / scale**2)
+            products if scale == LINEAR else self.kernel(jnp.maximum(apart, 0.0) / scale**2)
             for scale, _ in self.kernels
         ]
         return 1 + jnp.stack(every)

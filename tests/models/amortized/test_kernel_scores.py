@@ -8,23 +8,26 @@ from scipy import stats
 
 from feynkac.models.amortized import PFN, KernelScores, Labels, priors
 from feynkac.models.amortized.kernel_scores import LINEAR
+from feynkac.models.amortized.priors.gaussian_process import matern52
 
 KERNELS = ((LINEAR, 0.3), (0.7, 0.1))
 
 
-def gram(kernel, a, b):
+def gram(kernel, a, b, smooth=True):
     scale, _ = kernel
     if scale == LINEAR:
         return 1 + a @ b.T / a.shape[1]
-    apart = ((a[:, None] - b[None]) ** 2).mean(-1)
-    return 1 + np.exp(-0.5 * apart / scale**2)
+    r = np.sqrt(((a[:, None] - b[None]) ** 2).mean(-1)) / scale
+    if smooth:
+        return 1 + np.exp(-0.5 * r**2)
+    return 1 + (1 + np.sqrt(5) * r + 5 * r**2 / 3) * np.exp(-np.sqrt(5) * r)
 
 
-def regression(kernel, x, y, at):
+def regression(kernel, x, y, at, smooth=True):
     """Mean and standard deviation of a noisy value at one place, and the log evidence."""
-    k = gram(kernel, x, x) + kernel[1] * np.eye(len(x))
-    cross = gram(kernel, at[None], x)[0]
-    own = gram(kernel, at[None], at[None])[0, 0] + kernel[1]
+    k = gram(kernel, x, x, smooth) + kernel[1] * np.eye(len(x))
+    cross = gram(kernel, at[None], x, smooth)[0]
+    own = gram(kernel, at[None], at[None], smooth)[0, 0] + kernel[1]
     mean = cross @ np.linalg.solve(k, y) if len(x) else 0.0
     variance = own - cross @ np.linalg.solve(k, cross) if len(x) else own
     return mean, np.sqrt(variance)
@@ -42,25 +45,28 @@ def columns(values):
 
 
 @pytest.mark.x64
-def test_queries_and_left_out_points_are_dense_regressions(data):
+@pytest.mark.parametrize("smooth", [True, False])
+def test_queries_and_left_out_points_are_dense_regressions(data, smooth):
     x, y, queries = data
-    scores, mask = KernelScores(KERNELS), np.arange(6) < 5
+    scores = KernelScores(KERNELS) if smooth else KernelScores(KERNELS, matern52)
+    mask = np.arange(6) < 5
     spoilt = np.where(mask[:, None], x, np.nan)  # what is masked does not matter
     solved, own = scores.fit(jnp.asarray(spoilt), jnp.asarray(y), jnp.asarray(mask))
     asked, own = columns(scores.read(solved, jnp.asarray(queries))), columns(own)
     x, y = x[:5], y[:5]
     for k, kernel in enumerate(KERNELS):
-        law = stats.multivariate_normal(np.zeros(5), gram(kernel, x, x) + kernel[1] * np.eye(5))
+        covariance = gram(kernel, x, x, smooth) + kernel[1] * np.eye(5)
+        law = stats.multivariate_normal(np.zeros(5), covariance)
         constant = 2.5 * np.log(2 * np.pi * kernel[1])
         evidence = (np.mean([law.logpdf(column) for column in y.T]) + constant) / 5
         for column in range(2):
             for i, at in enumerate(queries):
-                mean, deviation = regression(kernel, x, y[:, column], at)
+                mean, deviation = regression(kernel, x, y[:, column], at, smooth)
                 expected = [mean, np.log(deviation), evidence]
                 np.testing.assert_allclose(asked[i, k, [column, 2, 3]], expected, atol=2e-5)
             for i in range(5):
                 rest = np.arange(5) != i
-                mean, deviation = regression(kernel, x[rest], y[rest, column], x[i])
+                mean, deviation = regression(kernel, x[rest], y[rest, column], x[i], smooth)
                 expected = [mean, np.log(deviation), evidence]
                 np.testing.assert_allclose(own[i, k, [column, 2, 3]], expected, atol=2e-5)
 
