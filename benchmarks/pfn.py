@@ -143,8 +143,7 @@ def hyper(options):
     n, family = options.points, priors.HyperGaussianProcess(dim=5)
     # Length scales about those of the prior; the inputs' standard deviation is 1 / 12 ** 0.5.
     kernels = ((1.8, 1e-3), (0.9, 1e-3), (0.45, 1e-3), (0.9, 3e-2))
-    scales = amortized.KernelScores(kernels, matern52)
-    scores = scales if options.scores else None
+    scores = amortized.KernelScores(kernels, matern52) if options.scores else None
     pfn = trained(family.program(50), 30, amortized.Riemann(1000), options, scores=scores)
     names = sorted(family.laws())
 

@@ -16,6 +16,7 @@ The network is chosen by its score on simulations kept apart, and never sees an 
 import argparse
 import functools
 import json
+import shutil
 import subprocess
 import tempfile
 import time
@@ -32,6 +33,8 @@ from feynkac.models.amortized.density import mixture_density
 from feynkac.models.amortized.flows import spline_flow
 from feynkac.models.amortized.npe import npe
 from feynkac.models.amortized.simulations import simulated
+
+PEER = Path(__file__).resolve().with_name("sbi_peer.py")
 
 PUBLISHED = {
     ("two_moons", 1000): 0.725,
@@ -73,14 +76,19 @@ def trained(task, simulations, args):
     )
 
 
+def peer(python, folder, *arguments):
+    """What `sbi_peer.py` prints, run in a folder that takes the logs of the sbi package."""
+    # Not beside this file (-P), which has the package's name.
+    command = [Path(shutil.which(python)).absolute(), "-P", PEER, *arguments]
+    return subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, check=True).stdout
+
+
 def c2st(python, reference, draws):
     """By the peer's scikit-learn."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "draws.npz"
         np.savez(path, x=reference, y=draws)
-        here = Path(__file__).parent / "sbi_peer.py"
-        ran = subprocess.run([python, "-P", here, "c2st", path], capture_output=True, check=True)
-    return json.loads(ran.stdout)["c2st"]
+        return json.loads(peer(python, folder, "c2st", path))["c2st"]
 
 
 def peer_draws(args, task, simulations, observed, draws):
@@ -95,8 +103,7 @@ def peer_draws(args, task, simulations, observed, draws):
         given, out = Path(folder) / "in.npz", Path(folder) / "out.npz"
         x = x.reshape(simulations, -1).astype(np.float32)
         np.savez(given, theta=theta, x=x, observations=np.stack(observed), low=-edge, high=edge)
-        here = Path(__file__).parent / "sbi_peer.py"
-        subprocess.run([args.sbi, "-P", here, "npe", given, out, str(draws)], check=True)
+        peer(args.sbi, folder, "npe", given, out, str(draws))
         return np.load(out)["draws"], float(np.load(out)["seconds"])
 
 

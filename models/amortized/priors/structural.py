@@ -21,9 +21,9 @@ class StructuralModel(eqx.Module):
 
     `layers` layers of `units` units, after at most a fourth as many causes (few more often than
     many); each edge from one layer to the next is there with a probability of its own model, each
-    unit adds its noise. The label is whether a unit is above a
-    quantile of its rows. Features are standardized over the rows; a random number of them, at least
-    `fewest`, are used and scaled by the root of features / used, the others are zero.
+    unit adds its noise. The label is whether a unit is above a quantile of its rows. Features are
+    standardized over the rows; a random number of them, at least `fewest`, are used and scaled by
+    the root of features / used, the others are zero.
     """
 
     features: int = eqx.field(static=True, default=10)
