@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from numpyro.infer import MCMC, NUTS
+from scipy.stats import gamma
 from timing import seconds
 
 from feynkac.models import amortized
@@ -141,9 +142,10 @@ def fixed(options):
 def hyper(options):
     """The PFN paper's hyperpriors, Matern 5/2 in 5 inputs: log scores and times of three ways."""
     n, family = options.points, priors.HyperGaussianProcess(dim=5)
-    # Length scales about those of the prior; the inputs' standard deviation is 1 / 12 ** 0.5.
-    kernels = ((1.8, 1e-3), (0.9, 1e-3), (0.45, 1e-3), (0.9, 3e-2))
-    scores = amortized.KernelScores(kernels, matern52) if options.scores else None
+    # Quantiles of the length scale's law, in units of x, whose standard deviation is 1 / 12 ** 0.5.
+    lengths = gamma(3.0, scale=1 / 6).ppf((np.arange(6) + 0.5) / 6) * (12 / 5) ** 0.5
+    kernels = tuple((float(length), 1e-3) for length in lengths)
+    scores = amortized.KernelScores(kernels, matern52, constant=0.0) if options.scores else None
     pfn = trained(family.program(50), 30, amortized.Riemann(1000), options, scores=scores)
     names = sorted(family.laws())
 

@@ -54,7 +54,7 @@ class Lookahead(AbstractTwist):
                 gain = jnp.where(inside, moved.log_potential, jnp.zeros_like(total))
                 return (moved.state, total + gain), None
 
-            start = (state, jnp.zeros((), jnp.zeros(()).dtype))
+            start = (state, jnp.zeros((), jnp.result_type(float)))
             ahead = jnp.arange(self.steps, dtype=jnp.int32)
             (last, total), _ = jax.lax.scan(one, start, ahead)
             end = jnp.where(t + self.steps >= fk.model.length, fk.end(last), 0.0)

@@ -109,7 +109,7 @@ def total(log_probs: Any, mask: Any = None) -> Float[Array, ""]:
     instances.
     """
     terms: list = []
-    dtype = jnp.zeros(()).dtype
+    dtype = jnp.result_type(float)
 
     def add(_, log_prob, keep):
         if keep is False:

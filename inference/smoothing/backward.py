@@ -102,7 +102,7 @@ class Smoothed(eqx.Module):
     def expectation(self, f: Any) -> PyTree:
         """The mean of f(choices) over the paths."""
         return jax.tree.map(
-            lambda x: jnp.mean(x.astype(jnp.zeros(()).dtype), axis=0), jax.vmap(f)(self.choices)
+            lambda x: jnp.mean(x.astype(jnp.result_type(float)), axis=0), jax.vmap(f)(self.choices)
         )
 
 

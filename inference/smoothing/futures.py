@@ -92,7 +92,7 @@ def log_future_ratios(
         open_ = open_ & ~jnp.isneginf(ratio) & ~agree(out.state)
         return s + 1, out.state, ratio, open_
 
-    start = jnp.zeros(n, jnp.zeros(()).dtype)
+    start = jnp.zeros(n, jnp.result_type(float))
     t = jnp.asarray(t, jnp.int32)
     carry = (t, states, start, wanted & ~agree(states))
     _, states, ratio, open_ = jax.lax.while_loop(going, go, carry)

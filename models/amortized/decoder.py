@@ -16,7 +16,7 @@ from .layers import layer_norm, linear
 
 def perceptron(rngs, sizes, scale=None, last=None):
     """A linear map, SiLU, a linear map; inputs standardized by the first layer's first weights."""
-    kind: Any = jnp.zeros(()).dtype
+    kind: Any = jnp.result_type(float)
     first = linear(sizes[0], sizes[1], rngs=rngs)
     if scale is not None:
         mean, sd = (jnp.asarray(x, kind) for x in scale)
@@ -74,7 +74,7 @@ class Decoder(nnx.Module):
     """
 
     def __init__(self, rngs, prior, sources, latent, d, components, width, layers, heads):
-        kind: Any = jnp.zeros(()).dtype
+        kind: Any = jnp.result_type(float)
         self.components = None if latent is None else components
         self.width, self.d = width, d
         into = width if latent is None else components * width

@@ -107,7 +107,7 @@ class _Instances(nnx.Module):
 
     def __init__(self, key, shapes, outputs, width, depth, ordered):
         rngs = nnx.Rngs(key)
-        dtype: Any = jnp.zeros(()).dtype
+        dtype: Any = jnp.result_type(float)
         self.lengths, self.ordered, self.width = _lengths(shapes), ordered, width
         self.tokens, self.cells = nnx.List(), nnx.List()
         for n in self.lengths:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..network import Network, network
 from .density import Density, bounded
+from .layers import linear
 
 LEAST = 1e-3
 """Least width and height of a bin, as a part of the box, and least slope at a knot."""
@@ -186,18 +187,16 @@ class _Conditioner(nnx.Module):
 
     def __init__(self, key, size, context, width, depth, outputs, passes):
         rngs = nnx.Rngs(key)
-        dtype: Any = jnp.zeros(()).dtype
         blocks = tuple(int(b) for b in np.arange(size) * passes // size)
         hidden = tuple(int(g) - 1 for g in np.arange(width) * passes // width)
         out = tuple(b - 1 for b in np.repeat(blocks, outputs).tolist())
         zero = nnx.initializers.zeros_init()
-        plain = {"param_dtype": dtype, "rngs": rngs}
-        self.first = _Masked(blocks, hidden, **plain)
-        self.given = nnx.Linear(context, width, **plain)
-        self.blocks = nnx.List(_Block(hidden, context, plain) for _ in range(depth))
-        self.last = _Masked(hidden, out, kernel_init=zero, **plain)
-        self.skip = _Masked(blocks, out, kernel_init=zero, use_bias=False, **plain)
-        self.skip_given = nnx.Linear(context, len(out), kernel_init=zero, use_bias=False, **plain)
+        self.first = _Masked(blocks, hidden, rngs=rngs)
+        self.given = linear(context, width, rngs=rngs)
+        self.blocks = nnx.List(_Block(hidden, context, rngs) for _ in range(depth))
+        self.last = _Masked(hidden, out, kernel_init=zero, rngs=rngs)
+        self.skip = _Masked(blocks, out, kernel_init=zero, use_bias=False, rngs=rngs)
+        self.skip_given = linear(context, len(out), kernel_init=zero, use_bias=False, rngs=rngs)
 
     def __call__(self, z, context):
         h = self.first(z) + self.given(context)
@@ -209,11 +208,11 @@ class _Conditioner(nnx.Module):
 class _Block(nnx.Module):
     """What is added to the hidden units."""
 
-    def __init__(self, hidden, context, plain: dict[str, Any]):
+    def __init__(self, hidden, context, rngs):
         zero = nnx.initializers.zeros_init()
-        self.inner = _Masked(hidden, hidden, **plain)
-        self.given = nnx.Linear(context, len(hidden), use_bias=False, **plain)
-        self.outer = _Masked(hidden, hidden, kernel_init=zero, **plain)
+        self.inner = _Masked(hidden, hidden, rngs=rngs)
+        self.given = linear(context, len(hidden), use_bias=False, rngs=rngs)
+        self.outer = _Masked(hidden, hidden, kernel_init=zero, rngs=rngs)
 
     def __call__(self, h, context):
         return self.outer(nnx.gelu(self.inner(nnx.gelu(h)) + self.given(context)))
@@ -225,7 +224,8 @@ class _Masked(nnx.Linear):
     def __init__(
         self, degrees: tuple[int, ...], own: tuple[int, ...], *, rngs: nnx.Rngs, **options: Any
     ):
-        super().__init__(len(degrees), len(own), rngs=rngs, **options)
+        dtype: Any = jnp.result_type(float)
+        super().__init__(len(degrees), len(own), param_dtype=dtype, rngs=rngs, **options)
         self.degrees, self.own = degrees, own
 
     def __call__(self, inputs):

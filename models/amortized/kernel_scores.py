@@ -2,8 +2,10 @@
 
 A network of few layers learns slowly to compare many features with each other; a regression does
 that at once, and the network learns how far to trust it. For the points of the context it is the
-prediction that leaves the point out, in closed form: Rasmussen and Williams (2006), "Gaussian
-processes for machine learning", equations 2.25, 2.26, 2.30, 5.12.
+answer without the point, in closed form: Rasmussen and Williams (2006), "Gaussian processes for
+machine learning", equations 2.25, 2.26, 2.30, 5.12. The variance that y and noise share is
+unknown, InverseGamma(1/2, 1/2), so that the answers are Student laws and the evidence is one of
+shapes, not of sizes: Gelman et al. (2013), "Bayesian data analysis", section 14.2.
 """
 
 from typing import NamedTuple
@@ -17,6 +19,8 @@ from jaxtyping import Array, Bool, Float
 from .priors.gaussian_process import Kernel, squared_exponential
 
 LINEAR = float("inf")
+LEAST = -12.0
+"""Log probability of a kernel below which a network is not told how far."""
 
 
 class Solved(NamedTuple):
@@ -26,22 +30,27 @@ class Solved(NamedTuple):
     mask: Bool[Array, "*batch n"]
     inverse: Float[Array, "*batch kernels n n"]
     weights: Float[Array, "*batch kernels n c"]
+    scale: Float[Array, "*batch kernels c"]
     evidence: Float[Array, "*batch kernels"]
 
 
 class KernelScores(eqx.Module):
-    """Mean of every column of y, log standard deviation and log evidence a point, a kernel each.
+    """Location and log scale of every column of y, a kernel each and of their mixture; log weights.
+
+    A weight is a kernel's posterior probability where all are equally likely at first (the log
+    evidence is the mean of those of the columns).
 
     - `kernels`: pairs of a length scale, in units of the root of the number of features
-      (`LINEAR` is the linear kernel x.x' / d), and the variance of the noise. Each kernel has a
-      constant added, so that y need not be centred.
+      (`LINEAR` is the linear kernel x.x' / d), and the variance of the noise by that of y.
     - `kernel`: of the length scales that are finite; see `GaussianProcess`.
+    - `constant`: variance of a number added to all y, by that of y: they need not be centred.
     """
 
     kernels: tuple[tuple[float, float], ...] = eqx.field(
         static=True, default=((LINEAR, 0.03), (LINEAR, 0.3), (1.0, 0.1), (0.4, 0.1))
     )
     kernel: Kernel = eqx.field(static=True, default=squared_exponential)
+    constant: float = eqx.field(static=True, default=1.0)
 
     def __check_init__(self) -> None:
         """ValueError unless all are positive and there is one."""
@@ -50,10 +59,12 @@ class KernelScores(eqx.Module):
                 f"kernels are pairs of a length scale and a variance, both above 0, one pair at "
                 f"least; got {self.kernels}"
             )
+        if not 0 <= self.constant < float("inf"):
+            raise ValueError(f"the constant's variance is 0 or above, got {self.constant}")
 
     def features(self, columns: int) -> int:
         """How many numbers there are a point, where y has so many columns."""
-        return len(self.kernels) * (columns + 2)
+        return len(self.kernels) * (2 * columns + 1) + 2 * columns
 
     def fit(
         self, x: Float[Array, "*batch n d"], y: Float[Array, "*batch n c"], mask: Array
@@ -62,12 +73,10 @@ class KernelScores(eqx.Module):
 
         def one(x: Array, y: Array, mask: Array) -> tuple[Solved, Array]:
             x, y = (jnp.where(mask[:, None], v, 0.0) for v in (x, y))
-            inverse, *told = jax.vmap(_solved, (0, 0, None, None))(
+            solved, told = jax.vmap(_solved, (0, 0, None, None))(
                 self._gram(x, x), self._noise, y, mask
             )
-            weights, mean, log_deviation, evidence = told
-            solved = Solved(x, mask, inverse, weights, evidence)
-            return solved, _joined(mean, log_deviation, evidence)
+            return Solved(x, mask, *solved), _told(*told)
 
         for _ in mask.shape[:-1]:
             one = jax.vmap(one)
@@ -83,7 +92,9 @@ class KernelScores(eqx.Module):
             taken = jnp.sum((cross @ solved.inverse) * cross, axis=-1)
             own = jax.vmap(lambda q: self._gram(q[None], q[None])[:, 0, 0], out_axes=1)(queries)
             left = jnp.maximum(own - taken, 0.0) + self._noise[:, None]
-            return _joined(cross @ solved.weights, 0.5 * jnp.log(left), solved.evidence)
+            scale = jnp.sqrt(left[..., None] * solved.scale[:, None])
+            evidence = jnp.broadcast_to(solved.evidence[:, None], left.shape)
+            return _told(cross @ solved.weights, scale, evidence)
 
         for _ in queries.shape[:-2]:
             one = jax.vmap(one)
@@ -100,11 +111,11 @@ class KernelScores(eqx.Module):
             products if scale == LINEAR else self.kernel(jnp.maximum(apart, 0.0) / scale**2)
             for scale, _ in self.kernels
         ]
-        return 1 + jnp.stack(every)
+        return self.constant + jnp.stack(every)
 
 
-def _solved(gram: Array, noise: Array, y: Array, mask: Array) -> tuple[Array, ...]:
-    """One kernel: inverse, weights; mean and log deviation of each point without it; evidence."""
+def _solved(gram: Array, noise: Array, y: Array, mask: Array) -> tuple[tuple, tuple]:
+    """One kernel: inverse, weights, scale and evidence; of each point without it, what is told."""
     # Adds nothing, but y comes first: jaxlib 0.10.2 can hang on a CPU where a prior's own Cholesky
     # decomposition does not depend on this one nor this one on it.
     noise = noise + 0.0 * jnp.sum(y)
@@ -112,15 +123,26 @@ def _solved(gram: Array, noise: Array, y: Array, mask: Array) -> tuple[Array, ..
     factor = jnp.linalg.cholesky(gram)
     half = solve_triangular(factor, jnp.eye(len(mask)), lower=True)
     inverse = half.T @ half
-    weights, precision = inverse @ y, jnp.diagonal(inverse)
-    excess = jnp.sum(jnp.log(jnp.diagonal(factor)) - 0.5 * jnp.log(noise))
-    evidence = -(0.5 * jnp.mean(jnp.sum(y * weights, axis=0)) + excess)
-    evidence = evidence / jnp.maximum(jnp.sum(mask.astype(evidence.dtype)), 1)
-    return inverse, weights, y - weights / precision[:, None], -0.5 * jnp.log(precision), evidence
+    weights, precision = inverse @ y, jnp.diagonal(inverse)[:, None]
+    n = jnp.sum(mask.astype(y.dtype))
+    size = jnp.sum(jnp.where(mask, jnp.log(jnp.diagonal(factor)), 0.0))
+    squares = 1 + jnp.sum(y * weights, axis=0)
+    evidence = -0.5 * (n + 1) * jnp.mean(jnp.log(squares)) - size
+    apart = weights / precision  # of each point from what the others say of it
+    rest = jnp.maximum(squares[None] - apart * weights, 1.0)
+    left = jnp.maximum(n, 1)
+    without = -0.5 * left * jnp.mean(jnp.log(rest), -1) - size - 0.5 * jnp.log(precision[:, 0])
+    told = y - apart, jnp.sqrt(rest / left / precision), without
+    return (inverse, weights, squares / (n + 1), evidence), told
 
 
-def _joined(mean: Array, log_deviation: Array, evidence: Array) -> Float[Array, "points k"]:
-    """The kernels' numbers side by side."""
-    evidence = jnp.broadcast_to(evidence[:, None], log_deviation.shape)
-    scores = jnp.concatenate([mean, log_deviation[..., None], evidence[..., None]], axis=-1)
-    return jnp.moveaxis(scores, 0, 1).reshape(scores.shape[1], -1)
+def _told(mean: Array, scale: Array, evidence: Array) -> Float[Array, "points k"]:
+    """Kernels' means and scales [kernels, points, c] and evidence [kernels, points] as features."""
+    log_weights = jax.nn.log_softmax(evidence, axis=0)
+    share = jnp.exp(log_weights)[..., None]
+    middle = jnp.sum(share * mean, axis=0)
+    spread = jnp.sum(share * (scale**2 + (mean - middle[None]) ** 2), axis=0)
+    log_weights = jnp.maximum(log_weights, LEAST)[..., None]
+    each = jnp.concatenate([mean, jnp.log(scale), log_weights], axis=-1)
+    each = jnp.moveaxis(each, 0, 1).reshape(each.shape[1], -1)
+    return jnp.concatenate([each, middle, 0.5 * jnp.log(spread)], axis=-1)

@@ -9,12 +9,12 @@ from flax import nnx
 
 def linear(inputs: int, outputs: int, **options: Any) -> nnx.Linear:
     """`nnx.Linear`."""
-    return nnx.Linear(inputs, outputs, param_dtype=_float(), **options)
+    return nnx.Linear(inputs, outputs, param_dtype=jnp.result_type(float), **options)
 
 
 def layer_norm(width: int, **options: Any) -> nnx.LayerNorm:
     """`nnx.LayerNorm`."""
-    return _LayerNorm(width, param_dtype=_float(), **options)
+    return _LayerNorm(width, param_dtype=jnp.result_type(float), **options)
 
 
 class _LayerNorm(nnx.LayerNorm):
@@ -23,7 +23,3 @@ class _LayerNorm(nnx.LayerNorm):
     def __call__(self, x, *, mask=None):
         with jax.numpy_dtype_promotion("standard"):
             return super().__call__(x, mask=mask)
-
-
-def _float() -> Any:
-    return jnp.zeros(()).dtype

@@ -135,5 +135,5 @@ def _data_features(source: str, observation: Float[Array, "..."]) -> Float[Array
 
 
 def _both(x: Float[Array, " n"]) -> Float[Array, " m"]:
-    x = x.astype(jnp.zeros(()).dtype)
+    x = x.astype(jnp.result_type(float))
     return jnp.concatenate([x, jnp.arcsinh(x)])

@@ -54,7 +54,7 @@ def head(
     """
     from flax import nnx
 
-    dtype = jnp.zeros(()).dtype
+    dtype = jnp.result_type(float)
     size = features if isinstance(features, int) else features.shape[1]
     if module is None:
         options: dict[str, Any] = {"rngs": nnx.Rngs(key), "param_dtype": dtype}

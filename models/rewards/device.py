@@ -86,7 +86,7 @@ class DeviceReward(OfWritten):
             value = jnp.asarray(self.fn(tokens, count, *self.args))
             if value.shape:
                 raise ValueError(f"a DeviceReward returns one number, got shape {value.shape}")
-            return value.astype(jnp.zeros(()).dtype)
+            return value.astype(jnp.result_type(float))
 
         def skip(tokens, count):
             return jnp.zeros(())

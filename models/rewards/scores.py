@@ -181,7 +181,7 @@ def ask(
 
     One callback serves a population under `vmap`, and none is made if no member needs it.
     """
-    dtype = jnp.zeros(()).dtype
+    dtype = jnp.result_type(float)
 
     def call(number, *args):
         out = jax.ShapeDtypeStruct((), dtype)

@@ -102,7 +102,7 @@ class ToSite(Transform):
 
     def _inverse(self, y):
         x = self._each(lambda b, y: b.inv(y), self._bijection(), y)
-        return x.reshape(self.site.size).astype(jnp.zeros(()).dtype)
+        return x.reshape(self.site.size).astype(jnp.result_type(float))
 
     def log_abs_det_jacobian(self, x, y, intermediates=None):
         """Log volume, summed over all coordinates, nats."""
@@ -112,7 +112,7 @@ class ToSite(Transform):
         def one(b, x, y):
             return jnp.sum(b.log_abs_det_jacobian(x, y))
 
-        return jnp.sum(self._each(one, self._bijection(), x, y)).astype(jnp.zeros(()).dtype)
+        return jnp.sum(self._each(one, self._bijection(), x, y)).astype(jnp.result_type(float))
 
     def forward_shape(self, shape):
         """Of the value."""

@@ -1,4 +1,4 @@
-"""Regressions as features, against dense Gaussian-process regression, each point left out."""
+"""Regressions as features, against dense Student-process regression, each point left out."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from feynkac.models.amortized import PFN, KernelScores, Labels, priors
-from feynkac.models.amortized.kernel_scores import LINEAR
+from feynkac.models.amortized.kernel_scores import LEAST, LINEAR
 from feynkac.models.amortized.priors.gaussian_process import matern52
 
 KERNELS = ((LINEAR, 0.3), (0.7, 0.1))
@@ -23,25 +23,40 @@ def gram(kernel, a, b, smooth=True):
     return 1 + (1 + np.sqrt(5) * r + 5 * r**2 / 3) * np.exp(-np.sqrt(5) * r)
 
 
-def regression(kernel, x, y, at, smooth=True):
-    """Mean and standard deviation of a noisy value at one place, and the log evidence."""
+def regression(kernel, x, y, queries, smooth=True):
+    """Dense, for each column: the locations and scales of a noisy value, the log evidence."""
     k = gram(kernel, x, x, smooth) + kernel[1] * np.eye(len(x))
-    cross = gram(kernel, at[None], x, smooth)[0]
-    own = gram(kernel, at[None], at[None], smooth)[0, 0] + kernel[1]
-    mean = cross @ np.linalg.solve(k, y) if len(x) else 0.0
-    variance = own - cross @ np.linalg.solve(k, cross) if len(x) else own
-    return mean, np.sqrt(variance)
+    cross = gram(kernel, queries, x, smooth)
+    own = np.diag(gram(kernel, queries, queries, smooth)) + kernel[1]
+    left = own - np.sum(cross * np.linalg.solve(k, cross.T).T, axis=1)
+    squares = 1 + np.sum(y * np.linalg.solve(k, y), axis=0)
+    # y is a multivariate Student of one degree of freedom: the variance is integrated out.
+    student = [stats.multivariate_t(np.zeros(len(x)), k, df=1).logpdf(v) for v in y.T]
+    scale = np.sqrt(left[:, None] * squares / (1 + len(x)))
+    return cross @ np.linalg.solve(k, y), scale, np.mean(student)
+
+
+def told(kernels, x, y, queries, smooth=True):
+    """What `KernelScores` is to say, from `regression`."""
+    mean, scale, evidence = (
+        np.stack(v)
+        for v in zip(*(regression(k, x, y, queries, smooth) for k in kernels), strict=True)
+    )
+    share = np.exp(evidence - evidence.max())
+    share = share / share.sum()
+    each = [
+        np.concatenate([m, np.log(s), np.full((len(queries), 1), np.log(p))], axis=1)
+        for m, s, p in zip(mean, scale, share, strict=True)
+    ]
+    middle = np.tensordot(share, mean, 1)
+    spread = np.tensordot(share, scale**2 + mean**2, 1) - middle**2
+    return np.concatenate([*each, middle, 0.5 * np.log(spread)], axis=1)
 
 
 @pytest.fixture(scope="module")
 def data():
     rng = np.random.default_rng(0)
     return rng.normal(size=(6, 3)), rng.normal(size=(6, 2)), rng.normal(size=(4, 3))
-
-
-def columns(values):
-    """[points, kernels, numbers]: two means, log deviation, evidence."""
-    return np.asarray(values, float).reshape(len(values), len(KERNELS), 4)
 
 
 @pytest.mark.x64
@@ -52,35 +67,34 @@ def test_queries_and_left_out_points_are_dense_regressions(data, smooth):
     mask = np.arange(6) < 5
     spoilt = np.where(mask[:, None], x, np.nan)  # what is masked does not matter
     solved, own = scores.fit(jnp.asarray(spoilt), jnp.asarray(y), jnp.asarray(mask))
-    asked, own = columns(scores.read(solved, jnp.asarray(queries))), columns(own)
+    asked = scores.read(solved, jnp.asarray(queries))
     x, y = x[:5], y[:5]
-    for k, kernel in enumerate(KERNELS):
-        covariance = gram(kernel, x, x, smooth) + kernel[1] * np.eye(5)
-        law = stats.multivariate_normal(np.zeros(5), covariance)
-        constant = 2.5 * np.log(2 * np.pi * kernel[1])
-        evidence = (np.mean([law.logpdf(column) for column in y.T]) + constant) / 5
-        for column in range(2):
-            for i, at in enumerate(queries):
-                mean, deviation = regression(kernel, x, y[:, column], at, smooth)
-                expected = [mean, np.log(deviation), evidence]
-                np.testing.assert_allclose(asked[i, k, [column, 2, 3]], expected, atol=2e-5)
-            for i in range(5):
-                rest = np.arange(5) != i
-                mean, deviation = regression(kernel, x[rest], y[rest, column], x[i], smooth)
-                expected = [mean, np.log(deviation), evidence]
-                np.testing.assert_allclose(own[i, k, [column, 2, 3]], expected, atol=2e-5)
+    np.testing.assert_allclose(asked, told(KERNELS, x, y, queries, smooth), atol=2e-5)
+    for i in range(5):
+        rest = np.arange(5) != i
+        expected = told(KERNELS, x[rest], y[rest], x[i : i + 1], smooth)[0]
+        np.testing.assert_allclose(own[i], expected, atol=2e-5)
+    assert asked.shape == (4, scores.features(2))
+
+
+def test_a_kernel_that_the_data_rule_out_has_a_weight_with_a_floor():
+    x = jnp.linspace(-2, 2, 60)[:, None]
+    scores = KernelScores(((LINEAR, 1e-3), (0.05, 1e-3)))
+    solved, _ = scores.fit(x, x, jnp.ones(60, bool))
+    weights = scores.read(solved, jnp.zeros((1, 1)))[0, [2, 5]]
+    np.testing.assert_allclose(weights, [0.0, LEAST], atol=1e-5)
 
 
 def test_no_points_are_the_prior_and_batches_are_one_by_one(data):
     x, y, queries = (jnp.asarray(v) for v in data)
     scores = KernelScores(KERNELS)
     solved, _ = scores.fit(x, y, jnp.zeros(6, bool))
-    asked = columns(scores.read(solved, queries))
-    np.testing.assert_allclose(asked[..., [0, 1, 3]], 0.0, atol=1e-6)
-    prior = [
-        regression(k, np.zeros((0, 3)), None, q)[1] for q in np.asarray(queries) for k in KERNELS
-    ]
-    np.testing.assert_allclose(asked[..., 2].ravel(), np.log(prior), rtol=1e-5)
+    own = [[gram(k, q[None], q[None])[0, 0] + k[1] for k in KERNELS] for q in np.asarray(queries)]
+    half = 0.5 * np.log(own)[:, :, None]
+    each = np.concatenate([0 * half, 0 * half, half, half, 0 * half - np.log(2)], axis=-1)
+    middle = 0.5 * np.log(np.mean(own, axis=1))[:, None]
+    prior = np.concatenate([each.reshape(4, -1), 0 * middle, 0 * middle, middle, middle], axis=1)
+    np.testing.assert_allclose(scores.read(solved, queries), prior, atol=1e-5)
 
     masks = jnp.arange(6)[None] < jnp.array([[2], [6]])
     batch = scores.fit(jnp.stack([x, x]), jnp.stack([y, y]), masks)
@@ -116,3 +130,9 @@ def test_a_network_reads_them_and_answers_as_in_training(data):
 def test_kernels_that_are_none_are_refused(kernels):
     with pytest.raises(ValueError, match="both above 0"):
         KernelScores(kernels)
+
+
+@pytest.mark.parametrize("constant", [-1.0, float("nan"), float("inf")])
+def test_a_constant_without_a_variance_is_refused(constant):
+    with pytest.raises(ValueError, match="0 or above"):
+        KernelScores(KERNELS, constant=constant)
