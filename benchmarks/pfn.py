@@ -19,14 +19,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from numpyro.infer import MCMC, NUTS
+from pfn_hyper import hyper_ways
 from scipy.stats import gamma
 from timing import seconds
 
 from feynkac.models import amortized
 from feynkac.models.amortized import priors
-from feynkac.models.amortized.priors.gaussian_process import matern52
 
 SMALL = {"fixed": 5000, "hyper": 5000, "tabular": 5000}
 """Steps of about 0.1 processor seconds each."""
@@ -140,52 +138,14 @@ def fixed(options):
 
 
 def hyper(options):
-    """The PFN paper's hyperpriors, Matern 5/2 in 5 inputs: log scores and times of three ways."""
+    """The PFN paper's hyperpriors, Matern 5/2 in 5 inputs: log scores and times."""
     n, family = options.points, priors.HyperGaussianProcess(dim=5)
     # Quantiles of the length scale's law, in units of x, whose standard deviation is 1 / 12 ** 0.5.
-    lengths = gamma(3.0, scale=1 / 6).ppf((np.arange(6) + 0.5) / 6) * (12 / 5) ** 0.5
+    lengths = gamma(3.0, scale=1 / 6).ppf((np.arange(10) + 0.5) / 10) * (12 / 5) ** 0.5
     kernels = tuple((float(length), 1e-3) for length in lengths)
-    scores = amortized.KernelScores(kernels, matern52, constant=0.0) if options.scores else None
-    pfn = trained(family.program(50), 30, amortized.Riemann(1000), options, scores=scores)
-    names = sorted(family.laws())
-
-    def log_joint(log_hyper, x, y):
-        """Of the logs of the hyperparameters and the data, nats."""
-        hyper = dict(zip(names, jnp.exp(log_hyper), strict=True))
-        laws = family.laws()
-        prior = sum(laws[k].log_prob(hyper[k]) for k in names) + jnp.sum(log_hyper)
-        return prior + family.process(hyper).law(x).log_prob(y)
-
-    def score(log_hyper, x, y, q, z):
-        hyper = dict(zip(names, jnp.exp(log_hyper), strict=True))
-        return family.process(hyper).predictive(x, y, q).log_prob(z)
-
-    def by_network(x, y, q, z, key):
-        return pfn.answer(pfn.net, x, y, jnp.int32(n), q).log_prob(z)
-
-    def by_maximum(x, y, q, z, key):
-        """100 steps of Adam on the log joint density: MLE-II with the prior's help."""
-        adam = optax.adam(0.1)
-
-        def step(carry, _):
-            at, state = carry
-            slope = jax.grad(lambda v: -log_joint(v, x, y))(at)
-            moved, state = adam.update(slope, state)
-            return (at + moved, state), None
-
-        start = jnp.log(jnp.array([family.laws()[k].mean for k in names]))
-        (at, _), _ = jax.lax.scan(step, (start, adam.init(start)), length=100)
-        return score(at, x, y, q, z)
-
-    def by_nuts(draws):
-        def run(x, y, q, z, key):
-            kernel = NUTS(potential_fn=lambda v: -log_joint(v, x, y))
-            chain = MCMC(kernel, num_warmup=draws, num_samples=draws, progress_bar=False)
-            chain.run(key, init_params=jnp.zeros(len(names)))
-            scores = jax.vmap(lambda v: score(v, x, y, q, z))(chain.get_samples())
-            return jax.nn.logsumexp(scores, axis=0) - jnp.log(draws)
-
-        return run
+    scores = amortized.KernelScores(kernels, family.kernel, constant=0.0)
+    head, given = amortized.Riemann(1000), scores if options.scores else None
+    pfn = trained(family.program(50), 30, head, options, scores=given)
 
     @jax.jit
     def problems(keys):
@@ -194,14 +154,8 @@ def hyper(options):
 
     keys = jax.random.split(jax.random.key(30_000), options.sets)
     x, y, q, z = problems(keys)
-    ways = {
-        "network": (by_network, options.chunk),
-        "MLE-II": (by_maximum, options.chunk),
-        "NUTS 32+32": (by_nuts(32), options.chunk),
-        "NUTS 256+256": (by_nuts(256), options.chunk),
-    }
-    results, rows = {}, {}
-    for name, (way, chunk) in ways.items():
+    results, rows, chunk = {}, {}, options.chunk
+    for name, way in hyper_ways(pfn, family, scores, n).items():
         many = jax.jit(jax.vmap(way))
         one = jax.jit(way)
         start = time.perf_counter()

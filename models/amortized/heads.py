@@ -14,8 +14,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from .bars import Bars, borders_of
 from .layers import linear
 
-REACH = 6.0
-"""Scales up to which the head's start is a normal law; beyond, its tails fall like a power."""
+Start = tuple[Float[Array, "*batch features"], Float[Array, "*batch features"]]
+"""Locations and log scales of what `AbstractHead.embed` makes of a y: where an answer starts."""
 
 
 class Classes(dist.CategoricalLogits):
@@ -62,8 +62,13 @@ class AbstractHead(eqx.Module):
         """The network's last layer."""
 
     @abc.abstractmethod
-    def law(self, out: Float[Array, "*batch K"], valid: Bool[Array, "*batch"]) -> Bars | Classes:
-        """The law that the last layer's output stands for."""
+    def law(
+        self,
+        out: Float[Array, "*batch K"],
+        valid: Bool[Array, "*batch"],
+        start: Start | None = None,
+    ) -> Bars | Classes:
+        """The law that the last layer's output stands for, near that of `start` where it is 0."""
 
     @property
     @abc.abstractmethod
@@ -79,13 +84,13 @@ class AbstractHead(eqx.Module):
 class Riemann(AbstractHead):
     """Bars between borders from draws of the prior; for y that is a number.
 
-    The logits are a linear map, to which those of a normal law with a mean and a scale of the
-    network's are added, so that a smooth answer need not be learned bar by bar. `normal=False` is
-    the linear map alone, as in Mueller et al. (2022).
+    The logits are a linear map, to which those of a Student law are added, whose location, scale
+    and degrees of freedom are the network's, so that a smooth answer need not be learned bar by
+    bar. `student=False` is the linear map alone, as in Mueller et al. (2022).
     """
 
     bars: int = eqx.field(static=True)
-    normal: bool = eqx.field(static=True)
+    student: bool = eqx.field(static=True)
     borders: Float[Array, "edges"] | None
     loc: Float[Array, ""] | None
     scale: Float[Array, ""] | None
@@ -94,12 +99,12 @@ class Riemann(AbstractHead):
         self,
         bars: int = 1000,
         *,
-        normal: bool = True,
+        student: bool = True,
         borders: Float[Array, "edges"] | None = None,
         loc: Float[Array, ""] | None = None,
         scale: Float[Array, ""] | None = None,
     ) -> None:
-        self.bars, self.normal = bars, normal
+        self.bars, self.student = bars, student
         self.borders, self.loc, self.scale = borders, loc, scale
 
     def fitted(self, y: Float[Array, "sets points"]) -> "Riemann":
@@ -110,7 +115,7 @@ class Riemann(AbstractHead):
         scale = (high - low) / 2.5631 or float(np.std(np.asarray(y, np.float64)))
         return Riemann(
             len(borders) - 1,
-            normal=self.normal,
+            student=self.student,
             borders=borders,
             loc=jnp.asarray((low + high) / 2, dtype=float),
             scale=jnp.asarray(scale, dtype=float),
@@ -130,25 +135,31 @@ class Riemann(AbstractHead):
     def module(self, width: int, rngs: nnx.Rngs) -> nnx.Module:
         """See `AbstractHead.module`."""
         zeros = nnx.initializers.zeros_init()
-        last = linear(width, self.bars + 2 * self.normal, kernel_init=zeros, rngs=rngs)
-        if self.normal:
+        last = linear(width, self.bars + 3 * self.student, kernel_init=zeros, rngs=rngs)
+        if self.student:
             start = jnp.log(jnp.diff(self._numbers[0]))
             assert last.bias is not None
-            last.bias[...] = jnp.concatenate([start - jnp.mean(start), jnp.zeros(2)])
+            last.bias[...] = jnp.concatenate([start - jnp.mean(start), jnp.array([0.0, 0.0, 3.0])])
         return last
 
-    def law(self, out: Float[Array, "*batch K"], valid: Bool[Array, "*batch"]) -> Bars:
+    def law(
+        self,
+        out: Float[Array, "*batch K"],
+        valid: Bool[Array, "*batch"],
+        start: Start | None = None,
+    ) -> Bars:
         """See `AbstractHead.law`."""
         borders, loc, scale = self._numbers
-        if not self.normal:
+        if not self.student:
             return Bars(borders, out, valid)
-        logits, mean, log_scale = jnp.split(out, [self.bars, self.bars + 1], axis=-1)
+        logits, mean, log_scale, log_freedom = jnp.split(out, self.bars + np.arange(3), axis=-1)
+        if start is not None:
+            mean, log_scale = mean + start[0][..., :1], log_scale + start[1][..., :1]
         centres = ((borders[:-1] + borders[1:]) / 2 - loc) / scale
         centres = centres.reshape((1,) * (out.ndim - 1) + (-1,))
         z2 = ((centres - mean) * jnp.exp(-log_scale)) ** 2
-        near = z2 <= REACH**2
-        tail = -0.5 * REACH**2 * (1 + jnp.log(jnp.where(near, 1.0, z2) / REACH**2))
-        return Bars(borders, logits + jnp.where(near, -0.5 * z2, tail), valid)
+        freedom = 1 + jnp.exp(jnp.minimum(log_freedom, 12.0))
+        return Bars(borders, logits - 0.5 * (freedom + 1) * jnp.log1p(z2 / freedom), valid)
 
     @property
     def range(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -192,8 +203,13 @@ class Labels(AbstractHead):
         zeros = nnx.initializers.zeros_init()
         return linear(width, self.classes, kernel_init=zeros, rngs=rngs)
 
-    def law(self, out: Float[Array, "*batch K"], valid: Bool[Array, "*batch"]) -> Classes:
-        """See `AbstractHead.law`."""
+    def law(
+        self,
+        out: Float[Array, "*batch K"],
+        valid: Bool[Array, "*batch"],
+        start: Start | None = None,
+    ) -> Classes:
+        """See `AbstractHead.law`; `start` is not used: it made networks for tables worse."""
         return Classes(out, valid)
 
     @property

@@ -100,6 +100,12 @@ class KernelScores(eqx.Module):
             one = jax.vmap(one)
         return one(solved, queries)
 
+    def mixture(
+        self, scores: Float[Array, "*batch k"], columns: int
+    ) -> tuple[Float[Array, "*batch c"], Float[Array, "*batch c"]]:
+        """Of what `read` gives: location and log scale of each column under all kernels."""
+        return scores[..., -2 * columns : -columns], scores[..., -columns:]
+
     @property
     def _noise(self) -> Float[Array, "kernels"]:
         return jnp.asarray([noise for _, noise in self.kernels], float)

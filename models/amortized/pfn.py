@@ -50,7 +50,8 @@ class PFN(eqx.Module):
         context: the largest number of points that the network learns to condition on; every data
             set of a batch has its own, uniform in 0..context.
         head: `Riemann(bars)` for numbers, `Labels(classes)` for classes.
-        scores: regressions whose predictions the network reads beside the data; None for none.
+        scores: regressions whose predictions the network reads beside the data, and that bars
+            start from; None for none.
         width, layers, heads, hidden: of the `SetTransformer`.
         key: of the network's first parameters and of the draws that borders and ranges are from.
         draws: how many data sets these are.
@@ -236,11 +237,13 @@ class PFN(eqx.Module):
     ) -> Bars | Classes:
         """The law of y at queries; `valid` is handed on to it."""
         cache, solved = memory
-        x = self.standardized(queries)
+        x, start = self.standardized(queries), None
         if self.scores is not None and solved is not None:
-            x = jnp.concatenate([x, self.scores.read(solved, x)], axis=-1)
+            scores = self.scores.read(solved, x)
+            start = self.scores.mixture(scores, self.head.features)
+            x = jnp.concatenate([x, scores], axis=-1)
         known = net.module.transformer.ask(x, cache, mask)
-        return self.head.law(net.module.last(known), valid)
+        return self.head.law(net.module.last(known), valid, start)
 
     def standardized(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         """Inputs as the network reads them: of mean 0 and variance 1 in the prior's draws."""

@@ -1,6 +1,6 @@
 """A trained network that ships with the package.
 
-Made by `benchmarks/pfn.py --part fixed --steps 30000` (71 processor minutes); what it is off the
+Made by `benchmarks/pfn.py --part fixed --steps 30000` (44 processor minutes); what it is off the
 exact answer stands in `benchmarks/README.md`.
 """
 
@@ -22,7 +22,7 @@ def pretrained() -> PFN:
     Its prior is a Gaussian process of squared exponential covariance with length scale 0.2, scale 1
     and noise variance 0.01, inputs uniform; up to 20 points of context. Scale other data to that;
     `PFN.condition` flags what is outside. The expected KL divergence of the exact predictive from
-    its answer is 0.0038 ± 0.0012 nats a query. `train` goes on from it.
+    its answer is 0.0034 ± 0.0011 nats a query. `train` goes on from it.
 
     Raises:
         ArtifactError: the package's file is damaged.

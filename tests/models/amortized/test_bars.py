@@ -120,16 +120,21 @@ def test_masses_of_a_normal_law():
     assert abs(far) < 0.01
 
 
-def test_a_head_starts_at_the_prior_and_its_normal_part_is_a_normal_law():
+def test_a_head_starts_at_the_prior_and_its_smooth_part_is_a_student_law():
     draws = 3.0 + 2.0 * np.random.default_rng(1).normal(size=(64, 1000))
     head = Riemann(200).fitted(jnp.asarray(draws, float))
     np.testing.assert_allclose([head.loc, head.scale], [3.0, 2.0], atol=0.05)
     widths = jnp.log(jnp.diff(head.borders))
-    out = jnp.concatenate([widths, jnp.array([0.5, -1.0])])  # mean 4, scale 2 / e
-    law = head.law(out, jnp.array(True))
-    assert abs(float(law.mean) - 4.0) < 0.05
-    assert abs(float(jnp.sqrt(law.variance)) - 2 / np.e) < 0.05
-    assert jnp.isfinite(head.law(out.at[-1].set(-9.0), jnp.array(True)).log_prob(100.0))
+    out = jnp.concatenate([widths, jnp.array([0.5, -1.0, np.log(7.0)])])
+    expected = stats.t(8, head.loc + 0.5 * head.scale, head.scale / np.e)
+    y = jnp.linspace(2.0, 6.0, 9)
+    start = jnp.array([0.2, 9.0]), jnp.array([-0.4, 9.0])  # of the number; then of its arcsinh
+    from_start = out.at[-3].add(-0.2).at[-2].add(0.4)
+    for law in (head.law(out, jnp.array(True)), head.law(from_start, jnp.array(True), start)):
+        np.testing.assert_allclose(jnp.exp(law.log_prob(y)), expected.pdf(y), atol=0.02)
+        np.testing.assert_allclose(law.cdf(y), expected.cdf(y), atol=0.005)
+    narrow = out.at[-2].set(-9.0).at[-1].set(50.0)  # about normal, and sharper than a bar
+    assert jnp.isfinite(head.law(narrow, jnp.array(True)).log_prob(100.0))
 
 
 def test_labels_are_checked_and_classes_are_a_distribution():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from feynkac.models.amortized import PFN, KernelScores, Labels, priors
+from feynkac.models.amortized import PFN, KernelScores, Labels, Riemann, priors
 from feynkac.models.amortized.kernel_scores import LEAST, LINEAR
 from feynkac.models.amortized.priors.gaussian_process import matern52
 
@@ -124,6 +124,23 @@ def test_a_network_reads_them_and_answers_as_in_training(data):
     np.testing.assert_allclose(told.logits, shuffled.logits, atol=1e-4)
     other = pfn.condition(x[:4], 1 - y[:4]).predict(queries)
     assert jnp.abs(told.logits - other.logits).max() > 0.01
+
+
+def test_an_untrained_network_answers_as_the_regressions_do():
+    process = priors.GaussianProcess(0.3)
+    pfn = PFN(
+        process.program(12), context=8, head=Riemann(400), scores=KernelScores(((1.0, 0.05),)),
+        width=8, layers=1, heads=2, draws=256, key=jax.random.key(0),
+    )  # fmt: skip
+    choices = process.program(12).simulate(jax.random.key(1)).choices
+    x, y, queries = choices["x"][:5], choices["y"][:5], choices["x"][5:]
+    law = pfn.condition(x, y).predict(queries)
+    solved, _ = pfn.scores.fit(pfn.standardized(x), pfn.head.embed(y), jnp.ones(5, bool))
+    loc, log_scale = pfn.scores.mixture(pfn.scores.read(solved, pfn.standardized(queries)), 2)
+    loc = pfn.head.loc + pfn.head.scale * loc[:, 0]
+    expected = stats.t(1 + np.exp(3.0), loc, pfn.head.scale * jnp.exp(log_scale[:, 0]))
+    for u in (0.1, 0.5, 0.8):
+        np.testing.assert_allclose(law.cdf(jnp.asarray(expected.ppf(u), float)), u, atol=0.01)
 
 
 @pytest.mark.parametrize("kernels", [(), ((0.0, 1.0),), ((1.0, -0.1),)])

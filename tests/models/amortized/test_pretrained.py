@@ -26,8 +26,8 @@ def test_the_shipped_network_is_near_the_exact_predictive():
         return jnp.mean(exact.log_prob(z) - law.log_prob(z), axis=1)
 
     gaps = np.asarray(gap(*drawn(keys), jnp.arange(sets, dtype=jnp.int32) % 21))
-    # The mean is an expected KL divergence: 0.0038 over 4,000 data sets.
-    assert gaps.mean() - 3 * gaps.std() / sets**0.5 < 0.0038
+    # The mean is an expected KL divergence: 0.0034 over 4,000 data sets.
+    assert gaps.mean() - 3 * gaps.std() / sets**0.5 < 0.0034
     assert gaps.mean() + 3 * gaps.std() / sets**0.5 < 0.03
 
 
